@@ -1,0 +1,1 @@
+"""Volumes, latents, splits, and the embedded phantoms."""

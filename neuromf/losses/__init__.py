@@ -1,0 +1,1 @@
+"""The papers' equations. Torch only; nothing is drawn inside."""

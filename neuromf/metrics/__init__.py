@@ -1,0 +1,1 @@
+"""Distances, similarities, spectra and statistics of volumes and features."""
