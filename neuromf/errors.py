@@ -45,7 +45,7 @@ class PartialError(UserError):
     exit_code = EXIT_PARTIAL
 
 
-class Interrupted(UserError):
+class Interrupted(UserError):  # noqa: N818 (not a mistake)
     """A signal stopped the work at a clean point; the same command resumes."""
 
     exit_code = EXIT_RESUME

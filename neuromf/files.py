@@ -48,8 +48,10 @@ def atomic_path(path: str | Path, *, suffix: str = "") -> Iterator[Path]:
     except RuntimeError as error:
         # torch's writer reports a full disk as a RuntimeError without an errno.
         if "file write failed" in str(error) or "unexpected pos" in str(error):
-            raise UserError(f"could not write {path}: the disk is full or a size limit was reached",
-                            "free some space and run the same command again") from error
+            raise UserError(
+                f"could not write {path}: the disk is full or a size limit was reached",
+                "free some space and run the same command again",
+            ) from error
         raise
     finally:
         if temporary is not None and temporary.exists():
@@ -70,10 +72,14 @@ def _fsync(path: Path) -> None:
 
 def _readable(error: OSError, path: Path) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"could not write {path}: the disk is full or a size limit was reached",
-                         "free some space and run the same command again: finished work is kept")
-    return UserError(f"could not write {path}: {error.strerror or error}",
-                     "check that the folder exists, is a folder, and that you may write there")
+        return UserError(
+            f"could not write {path}: the disk is full or a size limit was reached",
+            "free some space and run the same command again: finished work is kept",
+        )
+    return UserError(
+        f"could not write {path}: {error.strerror or error}",
+        "check that the folder exists, is a folder, and that you may write there",
+    )
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,0 +1,1 @@
+complete --command neuromf --no-files --arguments "(env _NEUROMF_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) neuromf)" --condition "env _NEUROMF_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) neuromf"

@@ -1,0 +1,254 @@
+"""NIfTI files to and from arrays: every scan arrives as RAS+ float32 with a sound affine, or is refused.
+
+Geometry (shape, spacing, affine) is always that of the reoriented array, never of the stored header: a
+target size taken from the header is wrong for every scan that is not stored as RAS.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError
+
+from neuromf.errors import ScanError, UserError
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class Volume(NamedTuple):
+    """One scan in RAS+ order.
+
+    Attributes:
+        array: (I, J, K) float32; I runs to the right, J to the front, K to the top.
+        affine: (4, 4) float64, voxel index -> world millimetres.
+        source: how the file stored it: orientation, shape, spacing_mm, dtype, affine, orientation_from.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    source: dict[str, Any]
+
+
+def load_volume(path: str | Path) -> Volume:
+    """Read a NIfTI file, bring it to RAS+ and check it.
+
+    The same scan stored in any of the 48 axis orders and directions gives the same array, bit for bit.
+
+    Raises:
+        ScanError: not a 3-D real NIfTI volume, damaged, with NaN or Inf, constant, or without a usable grid.
+    """
+    path = Path(path)
+    image = _open(path, _content(path))
+    affine = np.asarray(image.affine, dtype=np.float64)
+    _check_affine(path, affine)
+    array = _voxels(path, image)
+
+    orientation = io_orientation(affine)
+    ras = np.ascontiguousarray(apply_orientation(array, orientation))
+    return Volume(ras, affine @ inv_ornt_aff(orientation, array.shape), _describe(image, array.shape, affine))
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel size along the array axes in mm: the lengths of the affine's first three columns."""
+    lengths = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    return float(lengths[0]), float(lengths[1]), float(lengths[2])
+
+
+def nifti_stem(path: str | Path) -> str:
+    """The file name without `.nii` or `.nii.gz` (any letter case); other suffixes stay."""
+    name = Path(path).name
+    for suffix in NIFTI_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def save_volume(
+    path: str | Path,
+    array: np.ndarray,
+    affine: np.ndarray,
+    *,
+    dtype: Any = np.float32,
+    header_description: str = "",
+) -> None:
+    """Write a NIfTI-1 file atomically; the same input gives the same bytes.
+
+    Args:
+        path: ends in `.nii.gz` or `.nii`.
+        array: (I, J, K) or (1, I, J, K).
+        affine: (4, 4), voxel index -> world mm; stored as sform and qform.
+        dtype: of the file; integers are rounded and limited to their range.
+        header_description: at most 79 bytes of ASCII for the header's `descrip`.
+
+    Raises:
+        UserError: another suffix, or the file cannot be written.
+    """
+    from neuromf.files import atomic_path
+
+    path = Path(path)
+    suffix = next((s for s in NIFTI_SUFFIXES if path.name.endswith(s)), None)
+    if suffix is None:
+        raise UserError(f"cannot write {path.name}: a volume is a .nii.gz or .nii file", "rename the output")
+    array = np.asarray(array)
+    array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
+    assert array.ndim == 3, f"a volume is (I, J, K) or (1, I, J, K), got {array.shape}"
+
+    image = nib.Nifti1Image(_as_dtype(array, np.dtype(dtype)), np.asarray(affine, dtype=np.float64))
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units(xyz="mm")
+    image.header["descrip"] = header_description.encode("ascii", "replace")[:79]
+    with atomic_path(path, suffix=suffix) as temporary:
+        nib.save(image, temporary)
+
+
+def _as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if np.issubdtype(dtype, np.integer) and not np.issubdtype(array.dtype, np.integer):
+        limits = np.iinfo(dtype)
+        return np.clip(np.rint(array), limits.min, limits.max).astype(dtype)
+    return array.astype(dtype)
+
+
+def _content(path: Path) -> bytes:
+    """The whole file, decompressed; reading to the end makes gzip compare its checksum."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ScanError(f"{path}: the file does not exist", "check the path") from error
+    except OSError as error:
+        raise ScanError(f"{path}: cannot be read ({error.strerror})", "check the path and its rights") from error
+    if not content.startswith(_GZIP_MAGIC):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, zlib.error, OSError) as error:
+        raise ScanError(
+            f"{path}: the compressed file is truncated or damaged ({error})",
+            "copy or download it again; `gzip -t FILE` tests it",
+        ) from error
+
+
+def _open(path: Path, content: bytes) -> nib.Nifti1Image:
+    image_class = _nifti_class(path, content)
+    # nibabel repairs a zero or negative pixdim in silence, so the header is looked at before it does.
+    header = image_class.header_class.from_fileobj(io.BytesIO(content), check=False)
+    spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise ScanError(
+            f"{path}: the voxel size in the header is {_numbers(spacing)} mm; it must be positive and finite",
+            "correct the header (pixdim) from the original DICOM, for instance with dcm2niix",
+        )
+    try:
+        shape, itemsize = header.get_data_shape(), header.get_data_dtype().itemsize
+        promised = int(header["vox_offset"]) + int(np.prod(shape, dtype=object)) * itemsize
+        _check_kind(path, shape, header.get_data_dtype())
+        if promised > len(content):
+            raise ScanError(
+                f"{path}: truncated: the header promises {promised} bytes, the file has {len(content)}",
+                "copy or download it again",
+            )
+        image = image_class.from_bytes(content)
+    except (HeaderDataError, ImageFileError, ValueError, OverflowError, KeyError) as error:
+        raise ScanError(f"{path}: the NIfTI header is damaged ({error})", "convert the scan again") from error
+    return image
+
+
+def _nifti_class(path: Path, content: bytes) -> type[nib.Nifti1Image]:
+    if len(content) >= 348 and content[344:348] == b"n+1\0":
+        return nib.Nifti1Image
+    if len(content) >= 540 and content[4:8] == b"n+2\0":
+        return nib.Nifti2Image
+    if content[344:348] == b"ni1\0":
+        found = "the header half of a NIfTI pair (.hdr/.img)"
+    else:
+        found = "an empty file" if not content else "not a NIfTI file"
+    raise ScanError(
+        f"{path}: {found}; a single-file NIfTI (.nii or .nii.gz) is needed",
+        "convert it: dcm2niix for DICOM, mri_convert for .mgz, fslchfiletype for .hdr/.img",
+    )
+
+
+def _check_kind(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Only 3-D real numbers; axes of length 1 after the third are dropped later."""
+    if dtype.kind not in "iuf":
+        kind = "RGB colours" if dtype.fields else "complex numbers" if dtype.kind == "c" else "no numbers"
+        raise ScanError(
+            f"{path}: holds {kind} ({dtype}); one real number per voxel is needed",
+            "export the magnitude image as a scalar volume",
+        )
+    extra = [n for n in shape[3:] if n != 1]
+    if extra:
+        raise ScanError(
+            f"{path}: {len(shape)}-D, {int(np.prod(extra))} volumes ({_by(shape)}); one 3-D volume is needed",
+            f"extract the one you want, for instance the first: fslroi {path.name} first.nii.gz 0 1",
+        )
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise ScanError(
+            f"{path}: shape {_by(shape)} is no volume; at least 2 voxels along 3 axes are needed",
+            "give the 3-D series, not a single slice",
+        )
+
+
+def _check_affine(path: Path, affine: np.ndarray) -> None:
+    hint = "correct the header's sform/qform, or convert the scan again from DICOM (dcm2niix)"
+    if not np.isfinite(affine).all():
+        raise ScanError(f"{path}: the affine holds NaN or Inf", hint)
+    spacing = spacing_of(affine)
+    if min(spacing) <= 0:
+        raise ScanError(f"{path}: the affine's voxel size is {_numbers(spacing)} mm; it must be positive", hint)
+    # Volume of the cell spanned by unit axes: 1 when they are orthogonal, 0 when they lie in one plane.
+    skew = abs(np.linalg.det(affine[:3, :3] / np.asarray(spacing)))
+    if skew < 1e-3:
+        raise ScanError(f"{path}: the affine is singular: its axes do not span three dimensions", hint)
+
+
+def _voxels(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    """(I, J, K) float32 with the header's slope applied, checked for NaN, Inf and contrast."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except (EOFError, OSError, ValueError) as error:
+        raise ScanError(f"{path}: the voxels cannot be read ({error})", "copy or download it again") from error
+    array = array.reshape(array.shape[:3])
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise ScanError(
+            f"{path}: {1 - finite.mean():.2%} of the voxels are NaN or Inf; every voxel must be a number",
+            "replace them, for instance by 0: fslmaths IN -nan OUT",
+        )
+    if array.min() == array.max():
+        raise ScanError(
+            f"{path}: every voxel has the value {float(array.flat[0]):g}; there is no image in it",
+            "check that the right file was exported",
+        )
+    return array
+
+
+def _describe(image: nib.Nifti1Image, shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
+    header = image.header
+    coded = [name for name in ("sform", "qform") if int(header[f"{name}_code"]) > 0]
+    return {
+        "orientation": "".join(nib.aff2axcodes(affine)),
+        "orientation_from": coded[0] if coded else "none",
+        "shape": [int(n) for n in shape],
+        "spacing_mm": list(spacing_of(affine)),
+        "dtype": str(header.get_data_dtype()),
+        "affine": affine.tolist(),
+    }
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(n) for n in shape)
+
+
+def _numbers(values: Any) -> str:
+    return " x ".join(f"{float(v):g}" for v in values)

@@ -1,0 +1,273 @@
+"""Autoencoders behind one interface: volumes (B, 1, I, J, K) to latents (B, C, I/f, J/f, K/f) and back.
+
+`builtin` and `maisi` are KL autoencoders (learned, lossy), `haar` and `identity` are exact. All are frozen: no
+gradients, evaluation mode. The volume's grey values are 0 at its minimum and 1 at its 99.5th percentile.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neuromf.errors import UserError, did_you_mean
+from neuromf.files import sha256_file, sha256_text
+from neuromf.models.haar import haar_forward, haar_inverse
+from neuromf.models.kl_network import MAISI, build_kl_network, posterior, split_rule
+from neuromf.models.kl_weights import read_weights, refuse_differences
+
+AUTOENCODERS = ("builtin", "identity", "haar", "haar2", "maisi")
+BUILTIN_WEIGHTS = Path(__file__).parent.parent / "assets" / "autoencoder_builtin.safetensors"
+MAISI_FILE = "autoencoder_v1.pt"
+WEIGHTS_VARIABLE = "NEUROMF_WEIGHTS"
+_EXACT_LOG_SIGMA = -15.0  # where MAISI's own clamp ends: no noise at all
+_CHUNK_VOXELS = 2**21  # volumes encoded at once, in voxels: eight of 64^3
+
+
+class Posterior(NamedTuple):
+    """The latent distribution of a volume: mean and log standard deviation, (B, C, I/f, J/f, K/f) each."""
+
+    mean: Tensor
+    log_sigma: Tensor
+
+
+class Autoencoder(ABC):
+    """Encode volumes to latents and decode latents to volumes; nothing here is trained.
+
+    Attributes:
+        name: kind, as given to `load_autoencoder`.
+        sha256: of the weights file, or of the definition if there is none; travels with every latent.
+        latent_channels: C.
+        factor: f, how many times coarser the latent grid is, per axis.
+        device: where encode and decode run and leave their results.
+    """
+
+    def __init__(
+        self, name: str, sha256: str, latent_channels: int, factor: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.name = name
+        self.sha256 = sha256
+        self.latent_channels = latent_channels
+        self.factor = factor
+        self.device = torch.device(device)
+
+    def __repr__(self) -> str:
+        return f"Autoencoder({self.name!r}, {self.latent_channels} channels, 1/{self.factor}, {self.sha256[:12]})"
+
+    @property
+    def divisors(self) -> tuple[int, int, int]:
+        """What each axis of a volume must be a multiple of."""
+        return self.factor, self.factor, self.factor
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Refuse a volume size (I, J, K) that cannot be encoded without cropping.
+
+        Raises:
+            UserError: not three axes, or not multiples of `divisors`; the hint names the nearest sizes.
+        """
+        if len(size) != 3:
+            raise UserError(f"a volume has three axes, got {tuple(size)}", "give one 3-D volume per subject")
+        pairs = list(zip(size, self.divisors, strict=True))
+        if all(n > 0 and n % d == 0 for n, d in pairs):
+            return
+        smaller = tuple(max(n // d, 1) * d for n, d in pairs)
+        larger = tuple(max(-(-n // d), 1) * d for n, d in pairs)
+        d = self.divisors
+        rule = f"multiples of {d[0]}" if len(set(d)) == 1 else f"multiples of {d[0]}, {d[1]}, {d[2]}"
+        nearest = _by(larger) if smaller == larger else f"{_by(smaller)} (crop) or {_by(larger)} (pad)"
+        raise UserError(
+            f"autoencoder '{self.name}' cannot take volumes of {_by(size)}: the axes must be {rule}",
+            f"nearest sizes: {nearest}",
+        )
+
+    def latent_shape(self, size: Sequence[int]) -> tuple[int, int, int, int]:
+        """Latent shape (C, I/f, J/f, K/f) of a volume size (I, J, K); checks the size."""
+        self.check_size(size)
+        i, j, k = (n // self.factor for n in size)
+        return self.latent_channels, i, j, k
+
+    @torch.inference_mode()
+    def encode(self, volume: Tensor) -> Posterior:
+        """Encode volumes (B, 1, I, J, K) to float32 mean and log sigma, (B, C, I/f, J/f, K/f) each.
+
+        Raises:
+            UserError: a size that cannot be encoded (`check_size`).
+        """
+        assert volume.ndim == 5 and volume.shape[1] == 1, f"volumes are (B, 1, I, J, K), got {tuple(volume.shape)}"
+        expected = (len(volume), *self.latent_shape(volume.shape[2:]))
+        step = _chunk(volume[0, 0].numel())
+        parts = [self._encode(v.to(self.device, torch.float32)) for v in volume.split(step)]
+        mean, log_sigma = (torch.cat(part).float() for part in zip(*parts, strict=True))
+        assert mean.shape == log_sigma.shape == expected, f"latents {tuple(mean.shape)}, expected {expected}"
+        return Posterior(mean, log_sigma)
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Decode latents (B, C, i, j, k), not whitened, to float32 volumes (B, 1, f i, f j, f k).
+
+        Raises:
+            UserError: another number of channels: the latents are of another autoencoder.
+        """
+        assert latent.ndim == 5, f"latents are (B, C, i, j, k), got {tuple(latent.shape)}"
+        if latent.shape[1] != self.latent_channels:
+            raise UserError(
+                f"latents of {latent.shape[1]} channels; autoencoder '{self.name}' has {self.latent_channels}",
+                "decode with the autoencoder that encoded them (its name is in dataset.json)",
+            )
+        size = tuple(n * self.factor for n in latent.shape[2:])
+        self.check_size(size)
+        step = _chunk(size[0] * size[1] * size[2])
+        volume = torch.cat([self._decode(z.to(self.device, torch.float32)) for z in latent.split(step)]).float()
+        assert volume.shape == (len(latent), 1, *size), f"decoded {tuple(volume.shape)}, expected {size}"
+        return volume
+
+    def reconstruct(self, volume: Tensor) -> Tensor:
+        """Decode the mean of the encoded volumes: (B, 1, I, J, K) -> (B, 1, I, J, K)."""
+        return self.decode(self.encode(volume).mean)
+
+    @abstractmethod
+    def _encode(self, volume: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def _decode(self, latent: Tensor) -> Tensor: ...
+
+
+class HaarAutoencoder(Autoencoder):
+    """`levels` steps of the orthonormal Haar wavelet (`haar`, `haar2`); none is the `identity` in pixel space."""
+
+    def __init__(self, name: str, levels: int, device: torch.device | str = "cpu") -> None:
+        digest = sha256_text(f"orthonormal 3-D Haar wavelet packet, {levels} levels, order LLL..HHH per level")
+        super().__init__(name, digest, 8**levels, 2**levels, device)
+        self.levels = levels
+
+    def _encode(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        bands = haar_forward(volume, self.levels)
+        return bands, torch.full_like(bands, _EXACT_LOG_SIGMA)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return haar_inverse(latent, self.levels)
+
+
+class KLAutoencoder(Autoencoder):
+    """A KL autoencoder from a weights file (`builtin`, `maisi`, or a file of the user's).
+
+    Args:
+        name: what to call it in messages and records.
+        path: `.safetensors` or `.pt` (see `kl_weights.read_weights`).
+        dtype: of the convolutions; None chooses bfloat16 on CUDA devices that have it, else float32.
+        num_splits: pieces the second axis is computed in, to save memory; restricts its length.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        num_splits: int = 1,
+    ) -> None:
+        device = torch.device(device)
+        weights = read_weights(path)
+        architecture = weights.architecture or MAISI
+        # MONAI's half-precision norm fails off CUDA; without it the published network needs twice the memory.
+        half_norm = architecture == MAISI and device.type == "cuda"
+        network = build_kl_network(architecture, num_splits=num_splits, norm_float16=half_norm)
+        refuse_differences(path, weights.tensors, network.state_dict())
+        network.load_state_dict(weights.tensors)
+        super().__init__(name, sha256_file(path), architecture.latent_channels, architecture.factor, device)
+        self.architecture = architecture
+        self.network = network.requires_grad_(False).eval().to(device)
+        self.dtype = dtype or _best_dtype(device)
+        self._divisors = split_rule(architecture.factor, num_splits)
+
+    @property
+    def divisors(self) -> tuple[int, int, int]:
+        """What each axis of a volume must be a multiple of; splitting restricts the second one."""
+        return self._divisors
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _encode(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            return posterior(self.network, volume)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        with self._autocast():
+            return self.network.decode(latent)
+
+
+def load_autoencoder(
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    weights: str | Path | None = None,
+    num_splits: int = 1,
+) -> Autoencoder:
+    """Load an autoencoder by name or from a weights file.
+
+    Args:
+        name_or_path: "builtin", "identity", "haar" (factor 2, 8 channels), "haar2" (factor 4, 64 channels),
+            "maisi", or the path of a `.pt` or `.safetensors` file.
+        device: where it runs.
+        dtype: of the convolutions; None: bfloat16 on CUDA devices that have it, else float32.
+        weights: file for "builtin" or "maisi" instead of the default one.
+        num_splits: see `KLAutoencoder`.
+
+    Raises:
+        UserError: unknown name, absent file, or a file that does not fit.
+
+    Example:
+        >>> load_autoencoder("haar").latent_shape((64, 64, 64))
+        (8, 32, 32, 32)
+    """
+    exact = {"identity": 0, "haar": 1, "haar2": 2}
+    name = str(name_or_path)
+    if name in exact:
+        return HaarAutoencoder(name, exact[name], device)
+    if name == "builtin":
+        path = Path(weights or BUILTIN_WEIGHTS)
+    elif name == "maisi":
+        path = Path(weights) if weights else _maisi_path()
+    elif Path(name).suffix in (".pt", ".safetensors"):
+        path, name = Path(name), Path(name).stem
+    else:
+        raise UserError(
+            f"no autoencoder '{name}'", did_you_mean(name, AUTOENCODERS) + ", or the path of a .pt or .safetensors file"
+        )
+    return KLAutoencoder(name, path, device=device, dtype=dtype, num_splits=num_splits)
+
+
+def _maisi_path() -> Path:
+    """The MAISI weights in the folder `$NEUROMF_WEIGHTS`; they may not be redistributed with this package."""
+    folder = os.environ.get(WEIGHTS_VARIABLE)
+    path = Path(folder).expanduser() / MAISI_FILE if folder else None
+    if path is not None and path.is_file():
+        return path
+    found = f"{path} does not exist" if path else f"{WEIGHTS_VARIABLE} is not set"
+    raise UserError(
+        f"the MAISI autoencoder needs its weights file {MAISI_FILE}: {found}",
+        f"get {MAISI_FILE} from nvidia/NV-Generate-CT (NVIDIA Open Model License), put it into a folder and "
+        f"`export {WEIGHTS_VARIABLE}=FOLDER`; or use the built-in autoencoder: --autoencoder builtin",
+    )
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _chunk(voxels: int) -> int:
+    return max(1, _CHUNK_VOXELS // voxels)
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in size)
+
+

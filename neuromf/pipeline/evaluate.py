@@ -1,0 +1,325 @@
+"""`neuromf evaluate`: compare a folder of generated volumes with a folder of real ones, offline.
+
+Every number carries its N, its interval where it has one, and the extractor by name and hash; what cannot be
+computed here is listed with the reason. A further family of metrics is one more `_measure_*` function that
+fills `Results`; a further feature extractor one more entry beside "builtin".
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from neuromf.data.latents import LatentStatistics
+from neuromf.data.moments import ChannelMoments
+from neuromf.data.preprocessing import Preprocessing
+from neuromf.data.volume_sets import Grid, VolumeSet, evenly, find_volumes, first_grid, read_volume_set
+from neuromf.errors import UserError
+from neuromf.metrics import protocol
+from neuromf.metrics.features import batches
+from neuromf.metrics.features import features as extract
+from neuromf.metrics.memorization import audit, nearest_neighbours, pixel_codes
+from neuromf.metrics.protocol import Record
+from neuromf.metrics.similarity import ms_ssim_scales, nearest_similarity, pairwise_diversity
+from neuromf.metrics.spectrum import high_frequency_energy_ratio, radial_power_spectrum, spectrum_distance
+from neuromf.pipeline.evaluation_report import EvaluateReport, Plots, Results, Settings, write_report
+
+__all__ = ["Autoencoder", "EvaluateReport", "GeneratedLatents", "evaluate"]
+
+Progress = Callable[[str, int, int], None]
+Source = str | Path | Sequence[str | Path]
+
+_DIVERSITY_PAIRS = 64
+
+
+class Autoencoder(Protocol):
+    """What is needed of an autoencoder."""
+
+    name: str
+    sha256: str
+
+    def encode(self, volume: Tensor, /) -> Any:
+        """(B, 1, I, J, K) -> a posterior with `.mean` (B, C, i, j, k)."""
+        ...
+
+    def check_size(self, size: Any, /) -> Any:
+        """Raise UserError for a size it cannot take."""
+        ...
+
+
+class GeneratedLatents(NamedTuple):
+    """A folder of generated latents (`*.pt`, unwhitened) and the training split's statistics."""
+
+    folder: Path
+    training: LatentStatistics
+
+
+def evaluate(
+    generated: Source,
+    real: Source,
+    *,
+    autoencoder: Autoencoder,
+    train: Source | None = None,
+    out: Path | None = None,
+    latents: GeneratedLatents | None = None,
+    preprocessing: Preprocessing | None = None,
+    batch_size: int = 4,
+    seed: int = 0,
+    limit: int | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> EvaluateReport:
+    """Compare generated with held-back real volumes; write metrics.json, metrics.md and pictures.
+
+    Args:
+        generated: a folder of NIfTI volumes (ours, or a peer's), searched below too; or a list of files.
+        real: volumes that training did not see; brought to the generated grid where they lie on another.
+        autoencoder: its encoder gives the "builtin" features.
+        train: the training volumes, for the memorisation audit.
+        out: where to write; `<generated>/evaluation` when None.
+        latents: generated latents and training statistics, to compare the two.
+        preprocessing: how `real` and `train` are brought to the grid (the run's own settings).
+        seed: keys the bootstrap, the random halves and pairs.
+        limit: use at most this many volumes of each set, evenly spread.
+        progress: called with (description, done, total).
+
+    Raises:
+        UserError: a folder is empty or holds nothing usable, generated volumes of different grids, or a
+            size the autoencoder cannot take.
+    """
+    paths = _find(generated, real, train, limit)
+    out = _out_folder(generated, out)
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
+        tell = progress or (lambda *_: None)
+        grid = first_grid(paths["generated"])
+        autoencoder.check_size(grid.size)
+        sets = _read(paths, grid, Path(scratch), preprocessing, tell)
+        run = _Run(sets, Results(), autoencoder, batch_size, seed, device, tell)
+        _measure_features(run)
+        _measure_similarity(run)
+        frequency, power = _measure_spectrum(run)
+        densities = _measure_intensity(run)
+        _measure_latents(run, latents)
+        settings = Settings(autoencoder.name, autoencoder.sha256, seed, limit, preprocessing)
+        return write_report(out, sets, run.results, Plots(frequency, power, densities), settings)
+
+
+class _Run(NamedTuple):
+    """What every measurement works with; records go to `results`."""
+
+    sets: dict[str, VolumeSet]
+    results: Results
+    autoencoder: Autoencoder
+    batch_size: int
+    seed: int
+    device: str | torch.device
+    tell: Progress
+
+    def counts(self, *names: str) -> dict[str, int]:
+        return {name: len(self.sets[name]) for name in names or ("generated", "real")}
+
+
+def _find(generated: Source, real: Source, train: Source | None, limit: int | None) -> dict[str, list[Path]]:
+    """Files of each set. No limit on the training set: it would miss the neighbours the audit looks for."""
+    paths = {"generated": evenly(find_volumes(generated), limit), "real": evenly(find_volumes(real), limit)}
+    return paths if train is None else paths | {"train": find_volumes(train)}
+
+
+def _out_folder(generated: Source, out: Path | None) -> Path:
+    if out is None:
+        if not isinstance(generated, str | Path):
+            raise UserError("no output folder for a list of files", "name one with `out`")
+        folder = Path(generated)
+        out = (folder if folder.is_dir() else folder.parent) / "evaluation"
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}", "choose another with --out") from error
+    return Path(out)
+
+
+def _read(
+    paths: dict[str, list[Path]],
+    grid: Grid,
+    scratch: Path,
+    preprocessing: Preprocessing | None,
+    tell: Progress,
+) -> dict[str, VolumeSet]:
+    """The sets by name, all on the generated set's grid."""
+    return {
+        name: read_volume_set(
+            files,
+            grid,
+            scratch=scratch,
+            preprocessing=preprocessing,
+            strict_grid=name == "generated",
+            progress=partial(tell, f"reading {name}"),
+        )
+        for name, files in paths.items()
+    }
+
+
+def _measure_features(run: _Run) -> None:
+    """Frechet and KID of the built-in features; the memorisation audit where there is a training set."""
+    vectors = {name: _features(run, name) for name in run.sets}
+    pair = vectors["generated"], vectors["real"]
+    attempt = run.results.attempt
+    attempt("frechet_builtin", lambda: protocol.frechet_record(*pair, name="builtin"))
+    attempt("frechet_builtin_real_real", lambda: protocol.frechet_baseline(*pair, name="builtin", seed=run.seed))
+    attempt("kid_builtin", lambda: protocol.kid_record(*pair, name="builtin"))
+    if "train" not in run.sets:
+        run.results.not_computed["memorized_share"] = "no training volumes were given (--train FOLDER)"
+        return
+    codes = {name: pixel_codes(volumes.array) for name, volumes in run.sets.items()}
+    _measure_memorization(run, "pixels", codes, codes["train"][0])
+    both = {name: (vectors[name], _features(run, name, mirrored=True)) for name in ("generated", "real")}
+    _measure_memorization(run, "builtin", both, vectors["train"])
+
+
+def _features(run: _Run, name: str, *, mirrored: bool = False) -> Tensor:
+    array = run.sets[name].array
+    return extract(
+        array[:, :, ::-1] if mirrored else array,
+        run.autoencoder,
+        batch_size=run.batch_size,
+        device=run.device,
+        progress=partial(run.tell, f"features of {name}{', mirrored' if mirrored else ''}"),
+    )
+
+
+def _measure_memorization(run: _Run, kind: str, queries: dict[str, tuple[Tensor, Tensor]], references: Tensor) -> None:
+    """Audit by one kind of vectors: `queries` are (as they are, mirrored) of the generated and real sets."""
+    generated, real = (nearest_neighbours(*queries[name], references) for name in ("generated", "real"))
+
+    def measure() -> dict[str, Record]:
+        result = audit(generated, real)
+        run.results.details[f"closest_{kind}"] = [
+            {
+                "generated": str(run.sets["generated"].paths[i]),
+                "train": str(run.sets["train"].paths[j]),
+                "distance": distance,
+                "mirrored": bool(generated.mirrored[i]),
+                "index": [i, j],
+            }
+            for i, j, distance in result.closest
+        ]
+        return protocol.audit_record(result, name=kind)
+
+    run.results.attempt(f"memorized_share_{kind}", measure)
+
+
+def _measure_similarity(run: _Run) -> None:
+    """SSIM and PSNR to the nearest real volume; MS-SSIM within each set as (lack of) diversity."""
+    generated, real = run.sets["generated"].array, run.sets["real"].array
+
+    def nearest() -> dict[str, Record]:
+        found = nearest_similarity(generated, real, progress=partial(run.tell, "nearest real volume"))
+        psnr_db = found.psnr_db.clamp(max=100.0)  # a copy would have an infinite one
+        return {
+            "ssim_nearest": protocol.mean_record(found.ssim, "higher", seed=run.seed, n=run.counts()),
+            "psnr_nearest_db": protocol.mean_record(psnr_db, "higher", seed=run.seed, n=run.counts()),
+        }
+
+    def diversity(name: str) -> dict[str, Record]:
+        values = pairwise_diversity(run.sets[name].array, pairs=_DIVERSITY_PAIRS, seed=run.seed)
+        counts = {"volumes": len(run.sets[name]), "pairs": len(values)}
+        scales = ms_ssim_scales(generated.shape[2:])
+        entry = protocol.mean_record(values, "equal", seed=run.seed, n=counts, scales=scales)
+        return {f"ms_ssim_pairs_{name}": entry}
+
+    run.results.attempt("ssim_nearest", nearest)
+    run.results.attempt("ms_ssim_pairs_generated", lambda: diversity("generated"))
+    run.results.attempt("ms_ssim_pairs_real", lambda: diversity("real"))
+
+
+def _measure_spectrum(run: _Run) -> tuple[Tensor, dict[str, Tensor]]:
+    """Distance of the mean radial spectra, and the share of energy above half the Nyquist frequency."""
+    spacing = run.sets["generated"].grid.spacing_mm
+    frequency = torch.empty(0)
+    power: dict[str, Tensor] = {}
+    for name in ("generated", "real"):
+        spectra, ratios = [], []
+        for batch in batches(run.sets[name].array, run.batch_size):
+            frequency, values = radial_power_spectrum(batch, spacing, window="hann")
+            spectra.append(values)
+            ratios.append(high_frequency_energy_ratio(batch, spacing, window="hann"))
+        power[name] = torch.cat(spectra)
+        run.results.metrics[f"high_frequency_energy_{name}"] = protocol.mean_record(
+            torch.cat(ratios), "equal", seed=run.seed, cutoff_cycles_per_mm=0.25 / max(spacing)
+        )
+    distance = spectrum_distance(power["generated"], power["real"], seed=run.seed)
+    run.results.metrics["spectrum_distance"] = protocol.record(distance, "lower", n=run.counts(), unit="log10 power")
+    return frequency, power
+
+
+def _measure_intensity(run: _Run) -> dict[str, list[float]]:
+    """Intensity statistics, and the densities for the plot; says where scaling hides brightness."""
+    arrays = run.sets["generated"].array, run.sets["real"].array
+    records, densities = protocol.intensity_records(*arrays, seed=run.seed)
+    run.results.metrics.update(records)
+    for name, volumes in run.sets.items():
+        if volumes.scales.get("percentiles"):
+            run.results.notes.append(
+                f"{volumes.scales['percentiles']} of {len(volumes)} {name} volumes were scaled by their own"
+                " percentiles: differences of overall brightness are not visible"
+            )
+    return densities
+
+
+def _measure_latents(run: _Run, latents: GeneratedLatents | None) -> None:
+    """Per-channel moments of the generated latents, whitened with the training statistics."""
+    if latents is None:
+        run.results.not_computed["latents"] = "no generated latents and training statistics were given"
+        return
+
+    def measure() -> dict[str, Record]:
+        moments, n = _whitened_moments(latents)
+        kept = {name: getattr(moments, name) for name in ("mean", "std", "skewness", "kurtosis")}
+        run.results.details["latents_whitened"] = {
+            "n": n,
+            **{name: [v if math.isfinite(v) else None for v in x.tolist()] for name, x in kept.items()},
+            "training_skewness": list(latents.training.skewness),
+            "training_kurtosis": list(latents.training.kurtosis),
+        }
+        common = {"low": None, "high": None, "n": n, "better": "equal"}
+        return {
+            "latent_abs_mean_max": {"value": float(moments.mean.abs().max()), "training": 0.0, **common},
+            "latent_std_min": {"value": float(moments.std.min()), "training": 1.0, **common},
+            "latent_std_max": {"value": float(moments.std.max()), "training": 1.0, **common},
+        }
+
+    run.results.attempt("latents", measure)
+
+
+def _whitened_moments(latents: GeneratedLatents) -> tuple[ChannelMoments, int]:
+    """Moments per channel over all generated latents, read one at a time, and how many there are."""
+    paths = sorted(Path(latents.folder).glob("*.pt"))
+    if not paths:
+        raise UserError(f"{latents.folder} holds no latents (.pt)")
+    moments = ChannelMoments(len(latents.training.mean))
+    for path in paths:
+        z = _latent(path)
+        if len(z) != len(latents.training.mean):
+            raise UserError(f"{path} has {len(z)} channels, the training statistics {len(latents.training.mean)}")
+        z = latents.training.whiten(z)
+        moments.update(z, torch.zeros_like(z))
+    return moments, len(paths)
+
+
+def _latent(path: Path) -> Tensor:
+    """z (C, i, j, k) float32 of a latent file: a dictionary with "z", or the tensor itself."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a readable latent file ({str(error).splitlines()[0]})") from error
+    z = content.get("z") if isinstance(content, dict) else content
+    if not isinstance(z, Tensor) or z.ndim != 4:
+        raise UserError(f"{path} holds no latent (C, I, J, K) under 'z'")
+    return z.float()

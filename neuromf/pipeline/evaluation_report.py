@@ -1,0 +1,226 @@
+"""What `evaluate` writes: metrics.json (schema below), metrics.md, and the pictures.
+
+metrics.json, schema version 1: `format`, `schema_version`, `neuromf_version`, `settings` (seed, limit, level of
+the intervals), `grid` {size, spacing_mm}, `preprocessing` (null: no volume needed any), `sets` by name {n,
+source, intensity_scale, brought_to_grid, refused}, `extractor` {name, autoencoder, sha256, grid, dimension},
+`metrics` by name (records, see `metrics.protocol`), `not_computed` {name: reason}, `details`, `notes`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from neuromf import __version__
+from neuromf.data.preprocessing import Preprocessing
+from neuromf.data.volume_sets import VolumeSet
+from neuromf.errors import UserError
+from neuromf.files import write_json, write_text
+from neuromf.metrics.features import GRID
+from neuromf.metrics.protocol import HISTOGRAM_EDGES, Record
+from neuromf.reporting.figures import comparison_sheet, histograms, spectrum_plot
+from neuromf.reporting.tables import format_number, markdown_table
+
+FORMAT = "neuromf-metrics"
+SCHEMA_VERSION = 1
+SHOWN = 4
+_FOREIGN_WEIGHTS = "needs foreign weights; this version evaluates offline with the built-in encoder only"
+_NOT_BUILT = {
+    "fid_inception": _FOREIGN_WEIGHTS,
+    "fid_radimagenet": _FOREIGN_WEIGHTS,
+    "fid_medicalnet": _FOREIGN_WEIGHTS,
+    "lpips_alex": _FOREIGN_WEIGHTS,
+    "morphology": "needs a segmentation (SynthSeg or MeshNet); not part of this version",
+}
+
+
+@dataclass
+class Results:
+    """What the measurements fill in: records by name, and reasons for those that could not be made."""
+
+    metrics: dict[str, Record] = field(default_factory=dict)
+    not_computed: dict[str, str] = field(default_factory=lambda: dict(_NOT_BUILT))
+    details: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def attempt(self, name: str, measure: Callable[[], dict[str, Record]]) -> None:
+        """Add the records `measure` returns; if the data do not allow it, the reason under `name`."""
+        try:
+            self.metrics.update(measure())
+        except UserError as error:
+            self.not_computed[name] = str(error).replace("\n", "; ")
+
+
+@dataclass(frozen=True)
+class EvaluateReport:
+    """The result of `evaluate`.
+
+    Attributes:
+        content: what `metrics.json` holds.
+        json, markdown: its files; figures: the PNG files.
+        refused: files of any set that could not be used.
+    """
+
+    content: dict[str, Any]
+    json: Path
+    markdown: Path
+    figures: list[Path]
+    refused: list[dict[str, str]]
+
+    @property
+    def metrics(self) -> dict[str, Record]:
+        """Records by name: `report.metrics["frechet_builtin"]["value"]`."""
+        return self.content["metrics"]
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The table: metric, value, interval, N, better."""
+        return table_rows(self.metrics)
+
+
+class Plots(NamedTuple):
+    """Arrays the pictures need: shell frequencies, spectra (N, F) per set, histogram densities per set."""
+
+    frequency: Tensor
+    power: dict[str, Tensor]
+    densities: dict[str, list[float]]
+
+
+class Settings(NamedTuple):
+    """What the numbers depend on besides the volumes."""
+
+    autoencoder: str
+    sha256: str
+    seed: int
+    limit: int | None
+    preprocessing: Preprocessing | None
+
+
+def write_report(
+    out: Path, sets: dict[str, VolumeSet], results: Results, plots: Plots, settings: Settings
+) -> EvaluateReport:
+    """Draw the pictures, then write metrics.md and, last, metrics.json: where it lies, all of it is there."""
+    figures = _draw(out, sets, plots, results.details)
+    content = _content(sets, results, settings)
+    write_text(out / "metrics.md", _markdown(content))
+    write_json(out / "metrics.json", content)
+    refused = [entry for volume_set in sets.values() for entry in volume_set.refused]
+    return EvaluateReport(content, out / "metrics.json", out / "metrics.md", figures, refused)
+
+
+def table_rows(metrics: dict[str, Record]) -> list[dict[str, str]]:
+    """One line of text per record: metric, value, 95 % interval, N, better."""
+    rows = []
+    for name, entry in metrics.items():
+        interval = ""
+        if entry.get("low") is not None:
+            interval = f"{format_number(entry['low'])} to {format_number(entry['high'])}"
+        n = entry["n"]
+        counts = " / ".join(str(v) for v in n.values()) if isinstance(n, dict) else str(n)
+        label = f"{name} (shrunk)" if entry.get("covariance") == "shrunk" else name
+        rows.append(
+            {
+                "metric": label,
+                "value": format_number(entry["value"]),
+                "interval": interval,
+                "N": counts,
+                "better": entry["better"],
+            }
+        )
+    return rows
+
+
+def _content(sets: dict[str, VolumeSet], results: Results, settings: Settings) -> dict[str, Any]:
+    grid = sets["generated"].grid
+    spec = settings.preprocessing.to_dict() if settings.preprocessing is not None else {}
+    moved = any(s.resampled or "percentiles" in s.scales for s in sets.values())
+    dimension = results.metrics.get("frechet_builtin", {}).get("dimension")
+    return {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "neuromf_version": __version__,
+        "settings": {"seed": settings.seed, "limit": settings.limit, "interval_level": 0.95},
+        "grid": {"size": list(grid.size), "spacing_mm": list(grid.spacing_mm)},
+        "preprocessing": spec | {"size": list(grid.size), "spacing_mm": list(grid.spacing_mm)} if moved else None,
+        "sets": {name: {"source": _source(s.paths)} | s.describe() for name, s in sets.items()},
+        "extractor": {
+            "name": "builtin",
+            "autoencoder": settings.autoencoder,
+            "sha256": settings.sha256,
+            "grid": GRID,
+            "dimension": dimension,
+        },
+        "metrics": results.metrics,
+        "not_computed": results.not_computed,
+        "details": results.details,
+        "notes": results.notes,
+    }
+
+
+def _markdown(content: dict[str, Any]) -> str:
+    counts = ", ".join(f"{s['n']} {name}" for name, s in content["sets"].items())
+    size = " x ".join(str(n) for n in content["grid"]["size"])
+    spacing = " x ".join(format_number(float(s)) for s in content["grid"]["spacing_mm"])
+    extractor = content["extractor"]
+    lines = [
+        "# Evaluation",
+        "",
+        f"Volumes: {counts}; {size} voxels of {spacing} mm. Features: `builtin`, the encoder of"
+        f" `{extractor['autoencoder']}` (sha256 {extractor['sha256'][:12]}). Not an FID.",
+        "",
+        markdown_table(table_rows(content["metrics"])),
+        "",
+        "Interval: 95 %; of `_equal_n` and `_real_real` the spread over random halves. N: generated / real, or"
+        " volumes / pairs. `equal`: compare with the row of the real set.",
+    ]
+    lines += ["", *(f"Note: {note}." for note in content["notes"])] if content["notes"] else []
+    lines += ["", "Not computed:", "", *(f"- {k}: {v}" for k, v in content["not_computed"].items())]
+    refused = [entry for s in content["sets"].values() for entry in s["refused"]]
+    if refused:
+        lines += ["", "Refused volumes:", "", *(f"- {entry['reason']}" for entry in refused)]
+    return "\n".join(lines) + "\n"
+
+
+def _draw(out: Path, sets: dict[str, VolumeSet], plots: Plots, details: dict[str, Any]) -> list[Path]:
+    """The sheet of samples, the spectra, the histograms, and the closest pairs where there are any."""
+    spacing = sets["generated"].grid.spacing_mm
+    order = ("real", "generated")
+    rows = {name: list(sets[name].array[:SHOWN]) for name in order}
+    figures = [
+        comparison_sheet(rows, out / "samples.png", spacing_mm=spacing),
+        spectrum_plot(plots.frequency, {name: plots.power[name] for name in order}, out / "spectrum.png"),
+        histograms({name: plots.densities[name] for name in order}, out / "intensity.png", bins=HISTOGRAM_EDGES),
+    ]
+    for kind in ("pixels", "builtin"):
+        pairs = details.get(f"closest_{kind}", [])[:SHOWN]
+        if pairs:
+            figures.append(_draw_pairs(out / f"closest_{kind}.png", sets, pairs))
+    return figures
+
+
+def _draw_pairs(path: Path, sets: dict[str, VolumeSet], pairs: list[dict[str, Any]]) -> Path:
+    """Each generated volume above its nearest training volume, mirrored the way that brought them closest."""
+    generated, train = [], []
+    for pair in pairs:
+        i, j = pair["index"]
+        volume = sets["generated"].array[i]
+        generated.append(np.flip(volume, 1) if pair["mirrored"] else volume)
+        train.append(sets["train"].array[j])
+    distances = ", ".join(format_number(float(pair["distance"])) for pair in pairs)
+    return comparison_sheet(
+        {"generated": generated, "nearest in training": train},
+        path,
+        spacing_mm=sets["generated"].grid.spacing_mm,
+        heading=f"Closest pairs; distances {distances}",
+    )
+
+
+def _source(paths: list[Path]) -> str:
+    """The folder the files have in common."""
+    return os.path.commonpath([path.parent for path in paths])

@@ -1,0 +1,54 @@
+"""`neuromf evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuromf_cli import console, options
+from neuromf_cli.progress import progress
+
+
+def evaluate(
+    generated: Annotated[Path, typer.Argument(metavar="GENERATED", help="Folder of generated volumes.")],
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Folder of real ones that training did not see.")],
+    train: Annotated[
+        Path | None, typer.Option("--train", help="Folder of the training volumes, to look for copies.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of tables and figures.")] = None,
+    autoencoder: options.AutoencoderName = "builtin",
+    weights: options.Weights = None,
+    batch_size: options.BatchSize = 4,
+    seed: options.Seed = 0,
+    limit: Annotated[int | None, typer.Option("--limit", min=2, help="Use only so many of each.")] = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare generated volumes with real ones.
+
+    Frechet and kernel distance of encoder features with intervals, spectrum,
+    latent statistics, and the nearest training neighbour of each volume.
+
+    Example: neuromf evaluate volumes/ scans/test/ --train scans/train/
+    """
+    from neuromf.models.autoencoder import load_autoencoder
+    from neuromf.pipeline import evaluate as pipeline
+
+    with progress(quiet) as show:
+        done = pipeline.evaluate(
+            generated,
+            real,
+            train=train,
+            out=out,
+            autoencoder=load_autoencoder(autoencoder, device=device, weights=weights),
+            batch_size=batch_size,
+            seed=seed,
+            limit=limit,
+            device=device,
+            progress=show,
+        )
+    refused = [": ".join(entry.values()) for entry in done.refused]
+    console.result(done.content, json, refused, rows=done.rows)

@@ -1,0 +1,57 @@
+"""`neuromf sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuromf_cli import console, options
+from neuromf_cli.progress import progress
+
+
+def sample(
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="Run folder; by default the newest finished one in ./runs.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 16,
+    nfe: Annotated[int, typer.Option("--nfe", min=1, help="Network evaluations per sample.")] = 1,
+    seed: options.Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="<run>/generated")] = None,
+    batch_size: options.BatchSize = 8,
+    solver: Annotated[
+        options.SolverName, typer.Option("--solver", help="How to step; auto takes what the run was trained for.")
+    ] = "auto",
+    ema: Annotated[
+        float | None, typer.Option("--ema", help="Decay of the weights' average.", show_default="the run's ema.select")
+    ] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Also decode into NIfTI volumes.")] = False,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Generate latents from a trained run, with one network evaluation each or more.
+
+    The noise of sample i depends on (seed, i) only, whatever the batch size.
+    The same command again continues.
+
+    Example: neuromf sample --nfe 1 --n 2000
+    """
+    from neuromf.pipeline import sample as pipeline
+
+    with progress(quiet) as show:
+        done = pipeline.sample(
+            run,
+            n,
+            nfe=nfe,
+            seed=seed,
+            out=out,
+            batch_size=batch_size,
+            solver=solver,
+            ema=ema,
+            decode=decode,
+            device=device,
+            progress=show,
+        )
+    console.result(done, json)

@@ -1,0 +1,1 @@
+"""`neuromf train-autoencoder`."""
