@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from neuromf.config import TrainConfig, from_yaml
 from neuromf.data.latents import LatentStatistics
+from neuromf.devices import torch_device
 from neuromf.errors import UserError
 from neuromf.files import atomic_path, read_json, sha256_file, write_json, write_text
 from neuromf.losses.path import average_velocity, data_estimate
@@ -156,19 +157,6 @@ def load(source: str | Path, *, ema: str | float | None = None, device: str = "a
     return Generator(network, config, data, origin, torch_device(device))
 
 
-def torch_device(name: str) -> torch.device:
-    """`auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        UserError: the device is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if (name == "cuda" and not torch.cuda.is_available()) or (name == "mps" and not torch.backends.mps.is_available()):
-        raise UserError(f"no {name} device is available", "use --device cpu")
-    return torch.device(name)
-
-
 def matching_autoencoder(recorded: dict[str, Any], *, weights: Path | None = None, device: str = "auto") -> Autoencoder:
     """The autoencoder that latents were made with.
 
@@ -179,7 +167,7 @@ def matching_autoencoder(recorded: dict[str, Any], *, weights: Path | None = Non
     Raises:
         UserError: it cannot be loaded, or its weights have another hash.
     """
-    autoencoder = load_autoencoder(recorded["name"], device=str(torch_device(device)), weights=weights)
+    autoencoder = load_autoencoder(recorded["name"], device=torch_device(device), weights=weights)
     if autoencoder.sha256 != recorded["sha256"]:
         raise UserError(
             f"these latents were made by the autoencoder '{recorded['name']}' ({recorded['sha256'][:12]}...), "

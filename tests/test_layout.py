@@ -16,7 +16,7 @@ LAYERS = [
     {"neuromf.generator"},
     {"neuromf.training"},
     {"neuromf.losses", "neuromf.models", "neuromf.data", "neuromf.sampling", "neuromf.metrics", "neuromf.reporting"},
-    {"neuromf.files", "neuromf.weights", "neuromf.vision_shim"},
+    {"neuromf.files", "neuromf.devices", "neuromf.weights", "neuromf.vision_shim"},
     {"neuromf.errors"},
 ]
 SIBLINGS = LAYERS[4]

@@ -16,7 +16,7 @@ from torch import Tensor
 from neuromf.errors import UserError
 from neuromf.metrics.distances import Shrinkage, frechet_distance, kid
 from neuromf.metrics.memorization import Audit
-from neuromf.metrics.statistics import Estimate, bootstrap_interval, proportion_interval
+from neuromf.metrics.statistics import Estimate, bootstrap_of_means, proportion_interval
 
 Better = Literal["lower", "higher", "equal"]
 Record = dict[str, Any]
@@ -83,7 +83,7 @@ def kid_record(generated: Tensor, real: Tensor, *, name: str) -> dict[str, Recor
 
 def mean_record(values: Tensor, better: Better, *, seed: int = 0, **extra: Any) -> Record:
     """The mean over volumes with its bootstrap interval."""
-    return record(bootstrap_interval(values, seed=seed), better, **extra)
+    return record(bootstrap_of_means(values, seed=seed), better, **extra)
 
 
 def intensity_records(
@@ -114,8 +114,8 @@ def intensity_records(
         for column, statistic in enumerate(("mean", "std", "p99")):
             records[f"intensity_{statistic}_{label}"] = mean_record(table[:, column], "equal", seed=seed)
         counts[label] = np.array(histograms)
-    estimate = bootstrap_interval(
-        torch.tensor(counts["generated"]), torch.tensor(counts["real"]), statistic=_wasserstein, seed=seed
+    estimate = bootstrap_of_means(
+        torch.tensor(counts["generated"]), torch.tensor(counts["real"]), function=_wasserstein, seed=seed
     )
     sizes = {"generated": len(generated), "real": len(real)}
     records["intensity_wasserstein"] = record(estimate, "lower", n=sizes)
@@ -151,4 +151,4 @@ def _frechet(value: float, n: int | dict[str, int], dimension: int, shrinkage: S
 
 def _wasserstein(a: Tensor, b: Tensor) -> Tensor:
     width = float(HISTOGRAM_EDGES[1] - HISTOGRAM_EDGES[0])
-    return (a.mean(0) - b.mean(0)).cumsum(0).abs().sum() * width
+    return (a - b).cumsum(1).abs().sum(1) * width

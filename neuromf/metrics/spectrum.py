@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from neuromf.metrics.statistics import Estimate, bootstrap_interval
+from neuromf.metrics.statistics import Estimate, bootstrap_of_means
 
 Window = Literal["none", "hann"]
 
@@ -89,9 +89,9 @@ def spectrum_distance(power_a: Tensor, power_b: Tensor, *, seed: int = 0, resamp
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         tiny = torch.finfo(torch.float64).tiny
-        return (a.mean(0).clamp(min=tiny).log10() - b.mean(0).clamp(min=tiny).log10()).abs().mean()
+        return (a.clamp(min=tiny).log10() - b.clamp(min=tiny).log10()).abs().mean(1)
 
-    return bootstrap_interval(power_a, power_b, statistic=distance, seed=seed, resamples=resamples)
+    return bootstrap_of_means(power_a, power_b, function=distance, seed=seed, resamples=resamples)
 
 
 def _energy(volumes: Tensor, window: Window) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from neuromf import __version__
 from neuromf.config import TrainConfig, from_yaml
 from neuromf.data.latents import LatentDataset, LatentFolderInfo, load_latent_folder_info
+from neuromf.devices import torch_device
 from neuromf.errors import UserError
 from neuromf.files import atomic_path, read_json, remove_leftovers, write_json, write_text
 from neuromf.models.autoencoder import load_autoencoder
@@ -371,7 +372,7 @@ class _Recorder:
         """The autoencoder of these latents where it is at hand (foreign weights may lie elsewhere)."""
         recorded = self.info.dataset["autoencoder"]
         try:
-            autoencoder = load_autoencoder(recorded["name"], device=self.device)
+            autoencoder = load_autoencoder(recorded["name"], device=torch_device(self.device))
         except UserError:
             return None
         return autoencoder if autoencoder.sha256 == recorded["sha256"] else None

@@ -188,8 +188,7 @@ def spectrum_plot(frequency: ArrayLike, power: Mapping[str, ArrayLike], path: st
         frequency: (F,) in cycles/mm.
         power: set name -> (N, F).
     """
-    figure = Figure(figsize=(5.6, 4.0), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _single_panel()
     x = np.asarray(frequency, dtype=float)
     for n, (name, values) in enumerate(power.items()):
         y = np.clip(np.asarray(values, dtype=float), 1e-30, None)
@@ -215,8 +214,7 @@ def histograms(
         values: set name -> values of any shape; or, with `bins`, densities (len(bins) - 1,).
         bins: edges the densities belong to; when None 100 common bins are made.
     """
-    figure = Figure(figsize=(5.6, 4.0), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _single_panel()
     arrays = {name: np.asarray(v, dtype=float).ravel() for name, v in values.items()}
     if bins is None:
         low, high = min(a.min() for a in arrays.values()), max(a.max() for a in arrays.values())
@@ -230,6 +228,11 @@ def histograms(
         axes.set_yscale("log")
     _dress(axes, title, x_label, "density", legend=True)
     return _save(figure, path)
+
+
+def _single_panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.6, 4.0), dpi=_DPI)
+    return figure, figure.add_axes((0.13, 0.13, 0.84, 0.79))
 
 
 def _show(axes: Axes, image: NDArray[np.float32]) -> None:

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from neuromf.config import TrainConfig
-from neuromf.errors import GuardError, Interrupted, UserError
+from neuromf.devices import torch_device
+from neuromf.errors import GuardError, Interrupted
 from neuromf.files import write_json
 from neuromf.losses.path import average_velocity
 from neuromf.sampling.noise import noise_batch
 from neuromf.sampling.solvers import jump, time_grid
 from neuromf.training import checkpoint
 from neuromf.training.draws import Draws, draw_noise, draw_times, numbered_order
-from neuromf.training.ema import WeightAverage, averaged_weights, window_warning
+from neuromf.training.ema import WeightAverage, averaged_weights
 from neuromf.training.guards import Guards
 from neuromf.training.interrupts import StopRequest
 from neuromf.training.objective import Objective
@@ -123,14 +124,10 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     Raises:
         UserError: the device is not there.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device is available", "use --device cpu, or install a CUDA build of torch")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise UserError("no MPS device is available", "use --device cpu")
-    on_cuda = torch.cuda.is_available() and device in {"auto", "cuda"}
-    half = precision == "bf16" or (precision == "auto" and on_cuda)
+    where = torch_device(device)
+    half = precision == "bf16" or (precision == "auto" and where.type == "cuda")
     AcceleratorState._reset_state()  # a second run in one process may use another precision
-    return Accelerator(mixed_precision="bf16" if half else "no", cpu=device == "cpu")
+    return Accelerator(mixed_precision="bf16" if half else "no", cpu=where.type == "cpu")
 
 
 def train(
@@ -211,9 +208,6 @@ def _build(
     objective = Objective(network.to(accelerator.device), config.objective, channel_weights)
     averages = {f"{decay:g}": WeightAverage(network, decay) for decay in config.ema.decays}
     objective_, optimizer = accelerator.prepare(objective, build_optimizer(objective, config.training))
-    for decay in config.ema.decays:
-        if warning := window_warning(decay, clock.updates):
-            listener.message(f"warning: {warning}")
     shape = tuple(training_set[0].shape)
     return Run(
         config, folder, accelerator, objective_, optimizer, averages, Guards(config.guards), clock, listener, shape

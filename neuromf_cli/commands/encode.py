@@ -47,6 +47,7 @@ def encode(
     Example: neuromf encode scans/ --out latents --size 64 64 64 --spacing 3
     """
     from neuromf.data.preprocessing import Preprocessing
+    from neuromf.devices import torch_device
     from neuromf.models.autoencoder import load_autoencoder
     from neuromf.pipeline import encode as pipeline
 
@@ -55,7 +56,7 @@ def encode(
         done = pipeline.encode(
             inputs,
             out,
-            autoencoder=load_autoencoder(autoencoder, device=device, weights=weights),
+            autoencoder=load_autoencoder(autoencoder, device=torch_device(device), weights=weights),
             preprocessing=preprocessing,
             groups_csv=groups,
             group_column=group_column,

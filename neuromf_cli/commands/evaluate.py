@@ -34,20 +34,22 @@ def evaluate(
 
     Example: neuromf evaluate volumes/ scans/test/ --train scans/train/
     """
+    from neuromf.devices import torch_device
     from neuromf.models.autoencoder import load_autoencoder
     from neuromf.pipeline import evaluate as pipeline
 
+    place = torch_device(device)
     with progress(quiet) as show:
         done = pipeline.evaluate(
             generated,
             real,
             train=train,
             out=out,
-            autoencoder=load_autoencoder(autoencoder, device=device, weights=weights),
+            autoencoder=load_autoencoder(autoencoder, device=place, weights=weights),
             batch_size=batch_size,
             seed=seed,
             limit=limit,
-            device=device,
+            device=place,
             progress=show,
         )
     refused = [": ".join(entry.values()) for entry in done.refused]

@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from neuromf.errors import UserError
-from neuromf.metrics.statistics import bootstrap_interval, proportion_interval
+from neuromf.metrics.statistics import bootstrap_interval, bootstrap_of_means, proportion_interval
 
 
 def test_the_interval_depends_on_seed_and_data_only() -> None:
     values = torch.randn(40, generator=torch.Generator().manual_seed(0))
-    first = bootstrap_interval(values, seed=3)
+    first = bootstrap_of_means(values, seed=3)
     torch.randn(10)  # the global stream must not matter
-    assert bootstrap_interval(values, seed=3) == first
-    assert bootstrap_interval(values, seed=4) != first
+    assert bootstrap_of_means(values, seed=3) == first
+    assert bootstrap_of_means(values, seed=4) != first
 
 
 def test_the_interval_of_a_mean_agrees_with_the_normal_one() -> None:
     values = torch.randn(400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    estimate = bootstrap_interval(values, resamples=4000)
+    estimate = bootstrap_of_means(values, resamples=4000)
     half_width = 1.96 * float(values.std() / 20)
     assert estimate.value == pytest.approx(float(values.mean()))
     assert estimate.high - estimate.low == pytest.approx(2 * half_width, rel=0.06)
@@ -31,9 +31,18 @@ def test_two_samples_are_resampled_independently() -> None:
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * float(a.std()) * (2 / 100) ** 0.5, rel=0.1)
 
 
+def test_weights_give_the_same_interval_as_resampling() -> None:
+    a, b = (torch.rand(30, 3, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (3, 4))
+    fast = bootstrap_of_means(a, b, function=lambda x, y: (x - y).abs().sum(1), resamples=4000)
+    slow = bootstrap_interval(a, b, statistic=lambda x, y: (x.mean(0) - y.mean(0)).abs().sum(), resamples=1000)
+    assert fast.value == pytest.approx(slow.value)
+    assert fast.low == pytest.approx(slow.low, abs=0.03)
+    assert fast.high == pytest.approx(slow.high, abs=0.03)
+
+
 def test_an_empty_sample_is_refused() -> None:
     with pytest.raises(UserError, match="at least one"):
-        bootstrap_interval(torch.empty(0))
+        bootstrap_of_means(torch.empty(0))
 
 
 def test_a_proportion_of_zero_still_has_a_width() -> None:

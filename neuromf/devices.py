@@ -1,0 +1,26 @@
+"""Where tensors live: the words a user may say, turned into a torch device."""
+
+from __future__ import annotations
+
+import torch
+
+from neuromf.errors import UserError
+
+
+def torch_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU.
+
+    Args:
+        name: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if name == "cuda" and not cuda:
+        raise UserError("no CUDA device is available", "use --device cpu, or install a CUDA build of torch")
+    if name == "mps" and not mps:
+        raise UserError("no MPS device is available", "use --device cpu")
+    return torch.device(name)
