@@ -24,7 +24,7 @@ from pydantic_settings import (
 from neuromf.errors import UserError, did_you_mean
 
 ENVIRONMENT_PREFIX = "NEUROMF_"
-RESERVED_ENVIRONMENT = {"NEUROMF_WEIGHTS", "NEUROMF_TEST_DATA"}
+RESERVED_ENVIRONMENT = {"NEUROMF_WEIGHTS", "NEUROMF_TEST_DATA", "NEUROMF_TEST_GOLDEN"}
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -358,18 +358,19 @@ def from_yaml(path: Path) -> TrainConfig:
 
 
 def _one_length(files: list[dict[str, Any]], changed: dict[str, Any]) -> None:
-    """Setting epochs in a higher layer unsets updates of the lower ones, and the other way round."""
-    higher: dict[str, Any] = dict(changed.get("training", {}))
-    for key in ("epochs", "updates"):
-        variable = f"{ENVIRONMENT_PREFIX}TRAINING__{key.upper()}"
-        if variable in os.environ:
-            higher.setdefault(key, os.environ[variable])
-    for layer in reversed(files):
-        section = layer.get("training") or {}
+    """Setting epochs in a layer unsets updates of the layers below it, and the other way round."""
+    files.insert(0, {"training": {"updates": TrainConfig.model_fields["training"].default.updates}})
+    from_environment = any(f"{ENVIRONMENT_PREFIX}TRAINING__{key}" in os.environ for key in ("EPOCHS", "UPDATES"))
+    for layer in (*files, changed):
+        section = layer.get("training")
+        if not isinstance(section, dict):
+            continue
+        if from_environment and layer is not changed:
+            section.pop("epochs", None)
+            section.pop("updates", None)
         for key, other in (("epochs", "updates"), ("updates", "epochs")):
-            if higher.get(key) is not None:
-                section.pop(other, None)
-        higher = {**section, **higher}
+            if section.get(key) is not None:
+                section.setdefault(other, None)
 
 
 def _build(values: dict[str, Any], source: str) -> TrainConfig:

@@ -26,7 +26,7 @@ class KLArchitecture:
     latent_channels: int = 8
     channels: tuple[int, ...] = (16, 32, 96)
     res_blocks: tuple[int, ...] = (0, 2, 2)
-    norm_groups: int = 8
+    norm_groups: int = 1
     transposed: bool = True
 
     @property

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from neuromf.files import atomic_path
-from neuromf.models.kl_network import KLArchitecture, build_kl_network, posterior
+from neuromf.models.kl_network import KLArchitecture, posterior
 from neuromf.pipeline.autoencoder_data import PoolSettings
+from neuromf.pipeline.autoencoder_init import wavelet_start
 
 Progress = Callable[[str, int, int], None]
 
@@ -63,9 +64,8 @@ class AutoencoderSettings:
 class _State:
     """Weights, their running average and the optimiser; what a checkpoint holds."""
 
-    def __init__(self, settings: AutoencoderSettings) -> None:
-        torch.manual_seed(settings.seed)
-        self.network = build_kl_network(settings.architecture)
+    def __init__(self, settings: AutoencoderSettings, sample: Tensor) -> None:
+        self.network = wavelet_start(settings.architecture, sample, settings.seed)
         self.ema = {name: value.clone() for name, value in self.network.state_dict().items()}
         self.optimiser = torch.optim.Adam(self.network.parameters(), settings.lr, betas=(0.9, 0.99))
         self.generator = torch.Generator().manual_seed(settings.seed)
@@ -158,7 +158,8 @@ def fit(
     checkpoint_s: float = 120.0,
 ) -> _State:
     """Train to `settings.updates`, continuing from `checkpoint` if it exists."""
-    state = _State(settings)
+    sample = draw_patches(pools, 32, 16, torch.Generator().manual_seed(settings.seed))
+    state = _State(settings, sample)
     if checkpoint.exists():
         state.load(checkpoint)
     last_save = time.monotonic()

@@ -9,25 +9,26 @@ linear code is, and improves from there; all weights are trained.
 from __future__ import annotations
 
 import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from torch import Tensor, nn
 
 from neuromf.models.haar import haar_matrix
-from neuromf.models.kl_network import KLArchitecture, build_kl_network
+from neuromf.models.kl_network import KLArchitecture, build_kl_network, posterior
 
 _CODE = 8  # wavelet coefficients carried along the main path
 _BRANCH_GAIN = 0.3  # of the last convolution of each residual block
 _BIAS_SD = 1.5  # of the idle channels of the main path
 _LOG_SIGMA = -3.0
-# Standard deviations of the eight coefficients over typical volumes, so that latents start near unit size.
-_SCALE = (2.8, 0.5, 0.5, 0.25, 0.5, 0.25, 0.25, 0.15)
+# Standard deviations of the eight averages over typical volumes, so that latents start near unit size.
+_SCALE = (0.35, 0.08, 0.08, 0.04, 0.08, 0.04, 0.04, 0.03)
 
 
-def wavelet_start(architecture: KLArchitecture, seed: int) -> nn.Module:
+def wavelet_start(architecture: KLArchitecture, sample: Tensor, seed: int) -> AutoencoderKlMaisi:
     """Build the network and set its starting weights; needs three levels, transposed upsampling and one norm group.
 
     A group norm removes the scale of what passes. With one group, and idle channels that hold large constants,
-    its statistics are nearly the same for every patch, so the norms on the main path start as almost the
-    identity, and contrast survives.
+    its statistics are nearly the same for every patch, so contrast survives: the two closing norms start as almost
+    the identity, the others give each channel zero mean and unit variance over `sample` (B, 1, I, J, K).
     """
     assert len(architecture.channels) == 3 and architecture.latent_channels >= 4, "three levels, 4 or more channels"
     assert architecture.transposed and architecture.norm_groups == 1, "transposed upsampling and one norm group"
@@ -40,6 +41,7 @@ def wavelet_start(architecture: KLArchitecture, seed: int) -> nn.Module:
         _encoder_path(network)
         _decoder_path(network)
         _latent_path(network, architecture.latent_channels)
+        _calibrate_norms(network, sample)
     return network
 
 
@@ -51,13 +53,15 @@ def _random(name: str, conv: nn.Conv3d | nn.ConvTranspose3d, generator: torch.Ge
     conv.weight.normal_(0.0, gain * fan_in**-0.5, generator=generator)
     assert conv.bias is not None
     conv.bias.zero_()
-    if ".conv1." not in name and ".conv2." not in name:
+    if ".conv2." in name:
+        _clear(conv.weight, 0)  # the branches do not disturb the code
+    elif ".conv1." not in name:
         conv.bias[_CODE:].normal_(0.0, _BIAS_SD, generator=generator)
 
 
 def _encoder_path(network: nn.Module) -> None:
     """Haar transform of 2^3 blocks, kept at every second voxel, then again on its mean channel."""
-    haar = haar_matrix().view(_CODE, 2, 2, 2)
+    haar = haar_matrix().view(_CODE, 2, 2, 2) / 8**0.5  # averages and half differences
     convs = _main_path(network.encoder)
     first, *middle, last = convs
     _clear(first.weight, 0)
@@ -72,12 +76,12 @@ def _encoder_path(network: nn.Module) -> None:
             strided += 1
         else:
             conv.weight[:_CODE, 0, :2, :2, :2] = haar
-    _through_norm(network.encoder, last, _CODE)
+    _pass_on(last)
 
 
 def _decoder_path(network: nn.Module) -> None:
     """The inverse: eight coefficients to 2^3 block means, then each mean to 2^3 equal voxels."""
-    haar = haar_matrix().view(_CODE, 2, 2, 2)
+    haar = haar_matrix().view(_CODE, 2, 2, 2) * 8**0.5
     convs = _main_path(network.decoder)
     first, *middle, last = convs
     _clear(first.weight, 0)
@@ -94,8 +98,8 @@ def _decoder_path(network: nn.Module) -> None:
             conv.weight[:_CODE, 0, 1:, 1:, 1:] = haar
             first_up = False
         else:
-            conv.weight[0, 0, 1:, 1:, 1:] = 8**-0.5
-    _through_norm(network.decoder, last, 1)
+            conv.weight[0, 0, 1:, 1:, 1:] = 1.0
+    _pass_on(last)
 
 
 def _latent_path(network: nn.Module, channels: int) -> None:
@@ -123,15 +127,32 @@ def _clear(weight: Tensor, output_axis: int) -> None:
     weight.narrow(output_axis, 0, min(_CODE, weight.shape[output_axis])).zero_()
 
 
-def _through_norm(half: nn.Module, last: nn.Conv3d | nn.ConvTranspose3d, count: int) -> None:
-    """Make the closing norm nearly the identity on the carried channels, and let the last convolution pass them."""
-    norm = half.blocks[-2]
-    biases = [conv.bias for conv in _main_path(half)[:-1] if conv.bias is not None]
-    # Idle channels hold constants of the last main-path layer and a random mix of earlier ones: measured below.
-    del biases
-    count = min(count, last.weight.shape[0])
+def _pass_on(last: nn.Conv3d | nn.ConvTranspose3d) -> None:
+    """Let the last convolution pass the carried channels, and nothing else."""
+    count = min(_CODE, last.weight.shape[0])
     last.weight.zero_()
+    last.weight[:count, :count, 1, 1, 1] = torch.eye(count)
+    assert last.bias is not None
     last.bias.zero_()
-    for channel in range(count):
-        last.weight[channel, channel, 1, 1, 1] = 1.0
-    norm.weight.fill_(1.0)
+
+
+def _calibrate_norms(network: AutoencoderKlMaisi, sample: Tensor) -> None:
+    """Set scale and shift of every norm from what it sees when the network reconstructs `sample`."""
+    closing = {network.encoder.blocks[-2], network.decoder.blocks[-2]}
+
+    def calibrate(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        mean, std = x.mean((1, 2, 3, 4), keepdim=True), x.std((1, 2, 3, 4), keepdim=True)
+        normed = (x - mean) / std
+        channel_std = normed.std((0, 2, 3, 4)).clamp(min=0.02)
+        norm.weight.copy_(1 / channel_std)
+        norm.bias.copy_(-normed.mean((0, 2, 3, 4)) / channel_std)
+        if norm in closing:
+            norm.weight[:_CODE] = std.mean()
+            norm.bias[:_CODE] = mean.mean()
+
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    handles = [norm.register_forward_pre_hook(calibrate) for norm in norms]
+    network.decode(posterior(network, sample)[0])
+    for handle in handles:
+        handle.remove()

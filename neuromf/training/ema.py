@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -66,9 +67,10 @@ def averaged_weights(network: nn.Module, average: WeightAverage) -> Iterator[Non
 def window_warning(decay: float, updates: int) -> str | None:
     """A sentence when the averaging window 1 / (1 - beta) exceeds 10 % of the planned updates."""
     window = 1 / (1 - decay)
-    if window <= 0.1 * updates:
+    if window <= 0.1 * updates * (1 + 1e-9):
         return None
+    fitting = max(math.floor((1 - 10 / updates) * 1e5) / 1e5, 0.5)
     return (
         f"ema {decay:g} averages over about {window:,.0f} updates, more than 10 % of the {updates:,} planned: it will "
-        f"lag behind the network; a decay of {max(1 - 10 / updates, 0.5):.4g} or less fits"
+        f"lag behind the network; a decay of {fitting:g} or less fits"
     )

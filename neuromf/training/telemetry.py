@@ -53,8 +53,11 @@ class Epoch:
     def summary(self) -> dict[str, Any]:
         """The epoch's figures under the names of the diagnostics schema."""
         values = {name: torch.cat([r[name].float().cpu() for r in self.records]) for name in self.records[0]}
+        # A skipped update must not make the whole epoch's figures null.
+        finite = torch.isfinite(values["raw"])
+        values = {name: value[finite] for name, value in values.items()}
         moving = values["moving"].bool()
-        norms = [norm for norm, _ in self.gradients]
+        norms = [norm for norm, _ in self.gradients if math.isfinite(norm)]
         x_variance = values["x_square"].mean() - values["x_mean"].mean() ** 2
         return {
             "loss_mean": _mean(values["weighted"]),
@@ -77,8 +80,8 @@ class Epoch:
             "x_hat_stats": {
                 "mean": _mean(values["x_mean"]),
                 "std": _finite(x_variance.clamp(min=0).sqrt()),
-                "min": _finite(values["x_min"].min()),
-                "max": _finite(values["x_max"].max()),
+                "min": _finite(values["x_min"].min()) if finite.any() else None,
+                "max": _finite(values["x_max"].max()) if finite.any() else None,
             },
             "grad_clip_fraction": sum(clipped for _, clipped in self.gradients) / len(self.gradients),
             "grad_norm_mean": _mean(torch.tensor(norms)),

@@ -17,6 +17,10 @@ def evaluate(
     train: Annotated[
         Path | None, typer.Option("--train", help="Folder of the training volumes, to look for copies.")
     ] = None,
+    latents: Annotated[
+        Path | None,
+        typer.Option("--latents", help="Latents encoded from REAL: its held-back subjects are compared, prepared alike."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of tables and figures.")] = None,
     autoencoder: options.AutoencoderName = "builtin",
     weights: options.Weights = None,
@@ -32,18 +36,22 @@ def evaluate(
     Frechet and kernel distance of encoder features with intervals, spectrum,
     latent statistics, and the nearest training neighbour of each volume.
 
-    Example: neuromf evaluate volumes/ scans/test/ --train scans/train/
+    Example: neuromf evaluate runs/cpu-small/generated/volumes scans --latents latents
     """
     from neuromf.devices import torch_device
     from neuromf.models.autoencoder import load_autoencoder
     from neuromf.pipeline import evaluate as pipeline
+    from neuromf.pipeline.evaluation_sets import generated_latents, held_back
 
     place = torch_device(device)
+    sets = held_back(real, latents) if latents else None
     with progress(quiet) as show:
         done = pipeline.evaluate(
             generated,
-            real,
-            train=train,
+            sets.real if sets else real,
+            train=(sets.train or None) if sets else train,
+            preprocessing=sets.preprocessing if sets else None,
+            latents=generated_latents(generated),
             out=out,
             autoencoder=load_autoencoder(autoencoder, device=place, weights=weights),
             batch_size=batch_size,

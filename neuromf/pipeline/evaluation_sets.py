@@ -1,0 +1,52 @@
+"""Which volumes `evaluate` compares, worked out from what earlier steps left beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from neuromf.data.latents import LatentStatistics, load_latent_folder_info
+from neuromf.data.preprocessing import Preprocessing
+from neuromf.data.sources import find_scans
+from neuromf.errors import UserError
+from neuromf.pipeline.evaluate import GeneratedLatents
+from neuromf.pipeline.sample import MANIFEST, read_manifest
+
+
+class HeldBack(NamedTuple):
+    """The scans behind a latent folder, by what training did with them, and how they were prepared."""
+
+    real: list[Path]
+    train: list[Path]
+    preprocessing: Preprocessing
+
+
+def held_back(scans: Path, latents: Path) -> HeldBack:
+    """Sort scans into those training saw and those it did not (validation and test), by the latents' splits.
+
+    Args:
+        scans: folder the latents were encoded from.
+        latents: written by `neuromf encode`.
+
+    Raises:
+        UserError: not latents, or none of the held-back subjects is among the scans.
+    """
+    info = load_latent_folder_info(latents)
+    paths = {scan.subject: scan.path for scan in find_scans([scans])}
+    real = [paths[s] for split in ("val", "test") for s in info.splits[split] if s in paths]
+    if not real:
+        raise UserError(
+            f"none of the subjects that {latents} holds back is in {scans}",
+            "give the folder of scans that `neuromf encode` was given",
+        )
+    train = [paths[s] for s in info.splits["train"] if s in paths]
+    return HeldBack(real, train, Preprocessing.from_dict(info.dataset["preprocessing"]))
+
+
+def generated_latents(volumes: Path) -> GeneratedLatents | None:
+    """The latents that `<samples>/volumes` were decoded from, with the training statistics; None if not there."""
+    samples = Path(volumes).parent
+    if not (samples / MANIFEST).is_file():
+        return None
+    statistics = LatentStatistics.from_dict(read_manifest(samples)["statistics"])
+    return GeneratedLatents(samples / "latents", statistics)
