@@ -46,6 +46,8 @@ class NetworkConfig(_Section):
     norm_groups: Count = 32
     conditioning: Literal["t+h", "r+t", "h"] = "t+h"
     time_scale: Positive = 1.0
+    patch: Count = 1
+    """Fold blocks of patch^3 latent cells into channels (a cheap, wide network for CPUs)."""
     pad: bool = False
 
     @model_validator(mode="after")

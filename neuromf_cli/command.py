@@ -55,4 +55,5 @@ def _is_number(word: str) -> bool:
 
 
 def _folder(out: Any) -> Path | None:
-    return Path(out) if out is not None and Path(out).is_dir() else None
+    """`out` if work has begun there: a log alone would make an empty folder look taken."""
+    return Path(out) if out is not None and Path(out).is_dir() and any(Path(out).iterdir()) else None

@@ -24,7 +24,10 @@ Device = Annotated[DeviceName, typer.Option("--device", help="Where to compute; 
 Seed = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="How many at a time; bounds the memory.")]
 AutoencoderName = Annotated[
-    str, typer.Option("--autoencoder", metavar="NAME|PATH", help="builtin, identity, haar, maisi, or a folder or file.")
+    str,
+    typer.Option(
+        "--autoencoder", metavar="NAME|PATH", help="builtin, identity, haar, maisi, or a .pt or .safetensors file."
+    ),
 ]
 Weights = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Weights of the autoencoder, where it brings none.")

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -13,13 +13,6 @@ from neuromf.errors import UserError
 
 SHIPPED = sorted(config.preset_files())
 LATENT_CHANNELS = 4
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith(config.ENVIRONMENT_PREFIX) and name not in config.RESERVED_ENVIRONMENT:
-            monkeypatch.delenv(name)
 
 
 def write(path: Path, **sections) -> Path:
@@ -51,12 +44,9 @@ LAYERS = ("preset", "file", "environment", "override")
 
 
 @pytest.mark.parametrize(("low", "high"), [("epochs", "updates"), ("updates", "epochs")])
-@pytest.mark.parametrize("upper", range(1, 4))
-@pytest.mark.parametrize("lower", range(3))
+@pytest.mark.parametrize(("lower", "upper"), combinations(LAYERS, 2))
 def test_a_length_replaces_the_other_kind_of_any_lower_layer(tmp_path, monkeypatch, lower, upper, low, high):
-    if lower >= upper:
-        pytest.skip("not a lower layer")
-    set_here = {LAYERS[lower]: {low: 11}, LAYERS[upper]: {high: 13}}
+    set_here = {lower: {low: 11}, upper: {high: 13}}
     preset = write(tmp_path / "p.yaml", training={"lr": 1e-3, **set_here.get("preset", {})})
     file = write(tmp_path / "f.yaml", training={"seed": 1, **set_here.get("file", {})})
     for key, value in set_here.get("environment", {}).items():
@@ -74,7 +64,7 @@ def test_without_any_length_the_default_one_holds_whatever_else_is_set(tmp_path)
 
 
 def test_both_lengths_in_one_layer_are_refused(preset):
-    with pytest.raises(UserError, match="exactly one of training.epochs and training.updates"):
+    with pytest.raises(UserError, match="set exactly one of"):
         config.load(preset, ["training.epochs=3", "training.updates=4"])
 
 
@@ -142,7 +132,7 @@ def test_impossible_values_are_refused_with_the_reason(preset, override, message
 
 
 def test_exponents_and_weights_of_different_numbers_of_channels_are_refused(preset):
-    with pytest.raises(UserError, match="2 channels and objective.channel_weights 3"):
+    with pytest.raises(UserError, match=r"2 channels and objective\.channel_weights 3"):
         config.load(preset, ["objective.lp=[1.5,2]", "objective.channel_weights=[1,1,2]"])
 
 

@@ -40,7 +40,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
 def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error):
     target = tmp_path / "a.txt"
     target.write_text("old")
-    with pytest.raises(error), atomic_path(target) as temporary:
+    with pytest.raises(error), atomic_path(target) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise error
     assert target.read_text() == "old"
@@ -59,7 +59,7 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path):
 
 
 def test_a_half_written_folder_is_removed(tmp_path):
-    with pytest.raises(ValueError, match="x"), atomic_path(tmp_path / "folder") as temporary:
+    with pytest.raises(ValueError, match="x"), atomic_path(tmp_path / "folder") as temporary:  # noqa: PT012
         temporary.mkdir()
         (temporary / "half").touch()
         raise ValueError("x")

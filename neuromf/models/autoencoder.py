@@ -98,7 +98,8 @@ class Autoencoder(ABC):
         Raises:
             UserError: a size that cannot be encoded (`check_size`).
         """
-        assert volume.ndim == 5 and volume.shape[1] == 1, f"volumes are (B, 1, I, J, K), got {tuple(volume.shape)}"
+        assert volume.ndim == 5, f"volumes are (B, 1, I, J, K), got {tuple(volume.shape)}"
+        assert volume.shape[1] == 1, f"volumes have one channel, got {volume.shape[1]}"
         expected = (len(volume), *self.latent_shape(volume.shape[2:]))
         step = _chunk(volume[0, 0].numel())
         parts = [self._encode(v.to(self.device, torch.float32)) for v in volume.split(step)]
@@ -269,5 +270,3 @@ def _chunk(voxels: int) -> int:
 
 def _by(size: Sequence[int]) -> str:
     return " x ".join(str(n) for n in size)
-
-

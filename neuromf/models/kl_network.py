@@ -112,5 +112,3 @@ def posterior(network: AutoencoderKlMaisi, volume: torch.Tensor) -> tuple[torch.
     features = network.encoder(volume)
     log_variance = network.quant_conv_log_sigma(features).clamp(-30.0, 20.0)
     return network.quant_conv_mu(features), log_variance / 2
-
-

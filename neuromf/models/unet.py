@@ -118,18 +118,24 @@ class MaisiUNet(nn.Module):
         return self.net(z, self.embed(r, t, z.dtype))
 
 
-def check_latent_size(size: Sequence[int], levels: int, factor: int = 4) -> None:
+def size_rule(levels: int, patch: int = 1) -> int:
+    """What every axis of a latent must be a multiple of."""
+    return int(patch * 2 ** (levels - 1))
+
+
+def check_latent_size(size: Sequence[int], levels: int, factor: int = 4, patch: int = 1) -> None:
     """Refuse latents the U-Net cannot halve often enough.
 
     Args:
         size: latent I, J, K.
         levels: resolutions of the network.
         factor: voxels per latent cell along an axis.
+        patch: see `Patched`.
 
     Raises:
         UserError: naming the nearest sizes, in latent cells and in voxels.
     """
-    rule = 2 ** (levels - 1)
+    rule = size_rule(levels, patch)
     if all(n % rule == 0 and n > 0 for n in size):
         return
     below = [max(n // rule * rule, rule) for n in size]
@@ -164,24 +170,52 @@ class Padded(nn.Module):
         return output[(slice(None), slice(None), *inside)]
 
 
+class Patched(nn.Module):
+    """A network on latents whose blocks of patch^3 cells are folded into channels, as transformers do.
+
+    On a CPU this is the cheapest way to a wide network: half the grid along each axis costs an eighth per channel.
+
+    Args:
+        network: takes C patch^3 channels on the coarser grid.
+        patch: cells per axis of a block.
+    """
+
+    def __init__(self, network: nn.Module, patch: int) -> None:
+        super().__init__()
+        self.network, self.patch = network, patch
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        """(B, C, I, J, K) -> the same shape; each axis a multiple of `patch`."""
+        p = self.patch
+        b, c, *grid = z.shape
+        i, j, k = (n // p for n in grid)
+        folded = z.reshape(b, c, i, p, j, p, k, p).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * p**3, i, j, k)
+        output = self.network(folded, r, t).reshape(b, c, p, p, p, i, j, k)
+        return output.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(z.shape)
+
+
 def parameter_count(module: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def build_network(name: str, latent_channels: int, *, pad: bool = False, **settings: Any) -> nn.Module:
+def build_network(
+    name: str, latent_channels: int, *, pad: bool = False, patch: int = 1, **settings: Any
+) -> nn.Module:
     """The network a configuration names.
 
     Args:
         name: `maisi-unet`.
         latent_channels: C.
         pad: wrap it so that any latent size works.
+        patch: fold blocks of patch^3 cells into channels.
         settings: the network's own keyword arguments.
     """
     if name != "maisi-unet":
         raise UserError(f"no network '{name}'", "available: maisi-unet")
     try:
-        network = MaisiUNet(latent_channels, **settings)
+        unet = MaisiUNet(latent_channels * patch**3, **settings)
     except ValueError as error:
         raise UserError(f"the network cannot be built: {error}", "see the `network` section of the preset") from error
-    return Padded(network, 2 ** (network.levels - 1)) if pad else network
+    network = unet if patch == 1 else Patched(unet, patch)
+    return Padded(network, size_rule(unet.levels, patch)) if pad else network

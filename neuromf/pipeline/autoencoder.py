@@ -1,16 +1,16 @@
-"""Train the built-in autoencoder: a small KL autoencoder on synthetic volumes and templates, on a CPU.
+"""`neuromf train-autoencoder`: label maps and templates -> the weights of a small autoencoder, and their recipe.
 
-Loss of a patch x with posterior N(mu, sigma^2) and y = decode(mu + sigma eps), all means over elements:
-    L = |y - x| + mse_weight (y - x)^2 + kl_weight (mu^2 + sigma^2 - 1 - 2 log sigma) / 2
-The small KL term has one free scale to set, so it brings the latents near unit size and gives log sigma a
-meaning: the noise the decoder does not notice.
+The weights in `neuromf/assets` are the result of this command; `autoencoder_builtin.json` beside them is its recipe.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,191 +18,149 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuromf.files import atomic_path
-from neuromf.models.kl_network import KLArchitecture, posterior
-from neuromf.pipeline.autoencoder_data import PoolSettings
-from neuromf.pipeline.autoencoder_init import wavelet_start
+from neuromf.data.label_maps import load_label_map
+from neuromf.data.phantom import phantom_labels
+from neuromf.data.sources import Scan, find_scans
+from neuromf.data.volumes import load_volume
+from neuromf.errors import UserError
+from neuromf.files import read_json, sha256_file, write_json
+from neuromf.models.autoencoder import KLAutoencoder
+from neuromf.models.kl_weights import write_weights
+from neuromf.pipeline.autoencoder_data import Sources, build_pool, draw_volume
+from neuromf.pipeline.autoencoder_fit import AutoencoderSettings, fit
+from neuromf.pipeline.autoencoder_quality import latent_summary, measure
+
+WEIGHTS = "autoencoder.safetensors"
+RECIPE = "recipe.json"
+SETTINGS = "settings.json"
+_SHARD = 100  # volumes per file of the pool: what an interrupted run draws again at most
+_PHANTOM_HEADS, _PHANTOM_SIZE, _PHANTOM_MM = 16, 128, 1.5
+_HELD_BACK_SEED = 900_000  # of volumes that measure the result; training draws count up from 0
+_HELD_BACK = 16
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class AutoencoderSettings:
-    """Everything that decides the result.
+class TrainedAutoencoder:
+    """The result of `train_autoencoder`: weights file and recipe (settings, data, measured quality)."""
 
-    Attributes:
-        architecture: of the network.
-        minutes, updates: training ends at whichever comes first; the learning rate falls to zero as a cosine.
-        stages: (share of the training, patch size, batch size): small patches first, larger ones to settle the
-            group norms, whose statistics depend on the field of view.
-        lr, warmup_steps: peak learning rate of Adam and its linear warm-up.
-        mse_weight, kl_weight: of the loss above.
-        ema_halflife_updates: of the averaged weights, which are the result.
-        pool_volumes: training volumes drawn before the first update.
-        pool: what they are drawn from.
-        seed: of everything.
-    """
-
-    architecture: KLArchitecture = KLArchitecture()
-    minutes: float = 45.0
-    updates: int = 100_000
-    stages: tuple[tuple[float, int, int], ...] = ((0.5, 24, 8), (0.4, 32, 6), (0.1, 48, 2))
-    lr: float = 2e-3
-    warmup_steps: int = 200
-    mse_weight: float = 10.0
-    kl_weight: float = 2e-4
-    ema_halflife_updates: float = 100.0
-    pool_volumes: int = 1200
-    pool: PoolSettings = field(default_factory=PoolSettings)
-    seed: int = 0
+    weights: Path
+    recipe: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values for JSON."""
+        return {"weights": str(self.weights), **self.recipe}
 
 
-class _State:
-    """Weights, their running average and the optimiser; what a checkpoint holds."""
-
-    def __init__(self, settings: AutoencoderSettings, sample: Tensor) -> None:
-        self.network = wavelet_start(settings.architecture, sample, settings.seed)
-        self.ema = {name: value.clone() for name, value in self.network.state_dict().items()}
-        self.optimiser = torch.optim.Adam(self.network.parameters(), settings.lr, betas=(0.9, 0.99))
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.update = 0
-        self.elapsed_s = 0.0
-
-    def progress(self, settings: AutoencoderSettings) -> float:
-        """Share of the training that is done."""
-        return min(1.0, max(self.update / settings.updates, self.elapsed_s / 60 / settings.minutes))
-
-    def save(self, path: Path) -> None:
-        with atomic_path(path) as temporary:
-            torch.save(
-                {
-                    "network": self.network.state_dict(),
-                    "ema": self.ema,
-                    "optimiser": self.optimiser.state_dict(),
-                    "generator": self.generator.get_state(),
-                    "update": self.update,
-                    "elapsed_s": self.elapsed_s,
-                },
-                temporary,
-            )
-
-    def load(self, path: Path) -> None:
-        values = torch.load(path, weights_only=True)
-        self.network.load_state_dict(values["network"])
-        self.ema = values["ema"]
-        self.optimiser.load_state_dict(values["optimiser"])
-        self.generator.set_state(values["generator"])
-        self.update = values["update"]
-        self.elapsed_s = values["elapsed_s"]
-
-
-def learning_rate(update: int, progress: float, settings: AutoencoderSettings) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = min(1.0, (update + 1) / max(settings.warmup_steps, 1))
-    return settings.lr * warm * 0.5 * (1 + float(np.cos(np.pi * progress)))
-
-
-def autoencoder_loss(
-    reconstruction: Tensor, volume: Tensor, mean: Tensor, log_sigma: Tensor, mse_weight: float, kl_weight: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss at the top of this module, with its mean squared error and its KL per latent element."""
-    difference = reconstruction - volume
-    mse = difference.square().mean()
-    kl = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).mean()
-    return difference.abs().mean() + mse_weight * mse + kl_weight * kl, mse, kl
-
-
-def _stage(progress: float, settings: AutoencoderSettings) -> tuple[int, int]:
-    """Patch size and batch size."""
-    end = 0.0
-    for share, patch, batch in settings.stages:
-        end += share
-        if progress < end:
-            return patch, batch
-    return settings.stages[-1][1:]
-
-
-def draw_patches(pools: Sequence[np.ndarray], patch: int, batch: int, generator: torch.Generator) -> Tensor:
-    """Random crops (B, 1, patch, patch, patch) in random axis order, mirrored at random, mostly not blank."""
-    pool_index = torch.randint(len(pools), (), generator=generator)
-    result = []
-    while len(result) < batch:
-        pool_index = torch.randint(len(pools), (), generator=generator)
-        pool = pools[int(pool_index)]
-        n = pool.shape[1]
-        start = torch.randint(n - patch + 1, (3,), generator=generator).tolist()
-        volume = pool[int(torch.randint(len(pool), (), generator=generator))]
-        crop = torch.from_numpy(
-            volume[tuple(slice(s, s + patch) for s in start)].astype(np.float32)  # a copy off the memory map
-        )
-        if crop.mean() < 0.02 and torch.rand((), generator=generator) < 0.85:
-            continue
-        order = torch.randperm(3, generator=generator).tolist()
-        flips = [axis for axis in range(3) if torch.rand((), generator=generator) < 0.5]
-        gain = 0.85 + 0.3 * torch.rand((), generator=generator)
-        result.append(crop.permute(order).flip(flips)[None] * gain)
-    return torch.stack(result)
-
-
-def fit(
-    pools: Sequence[np.ndarray],
-    settings: AutoencoderSettings,
-    checkpoint: Path,
+def train_autoencoder(
+    label_maps: Sequence[str | Path],
+    out: str | Path,
     *,
-    log: Callable[[str], None] = print,
+    templates: Sequence[str | Path] = (),
+    settings: AutoencoderSettings | None = None,
+    tests: Mapping[str, Tensor] | None = None,
+    log: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
-    checkpoint_s: float = 120.0,
-) -> _State:
-    """Train to `settings.updates`, continuing from `checkpoint` if it exists."""
-    sample = draw_patches(pools, 32, 16, torch.Generator().manual_seed(settings.seed))
-    state = _State(settings, sample)
-    if checkpoint.exists():
-        state.load(checkpoint)
-    last_save = time.monotonic()
-    window: list[tuple[float, float]] = []
-    while state.progress(settings) < 1:
-        start = time.monotonic()
-        volume = draw_patches(pools, *_stage(state.progress(settings), settings), state.generator)
-        loss, mse, kl = _update(state, volume, settings)
-        state.elapsed_s += time.monotonic() - start
-        window.append((mse, kl))
-        if state.update % 50 == 0:
-            mse, kl = np.mean(window, axis=0)
-            log(
-                f"{state.elapsed_s:.0f} s, update {state.update}, patch {volume.shape[2]}: loss {loss:.4f}, "
-                f"PSNR {-10 * np.log10(mse):.2f} dB, KL {kl:.2f}"
-            )
-            window.clear()
+) -> TrainedAutoencoder:
+    """Train an autoencoder and measure it; the same command again continues.
+
+    Args:
+        label_maps: NIfTI files, folders or globs, FreeSurfer/SynthSeg numbers.
+        out: folder for the pool of training volumes, the checkpoint, the weights and the recipe.
+        templates: T1-like volumes to train on as well.
+        settings: see `AutoencoderSettings`.
+        tests: named volumes (N, 1, I, J, K) to measure the result on, beside fresh draws of the training's kind.
+        log: called with a line of text now and then.
+
+    Raises:
+        UserError: nothing to train on, or a folder with a run of other settings.
+    """
+    out = Path(out)
+    settings = settings or AutoencoderSettings()
+    maps = find_scans(label_maps) if label_maps else []
+    scans = find_scans(templates) if templates else []
+    if not maps and not scans and not settings.phantom_volumes:
+        raise UserError("there is nothing to train on", "give label maps, --templates, or phantom volumes")
+    data = {"label_maps": _digests(maps), "templates": _digests(scans)}
+    _same_run(out, {"settings": settings.to_dict(), "data": data})
+
+    sources = Sources([load_label_map(m.path) for m in maps], [load_volume(s.path) for s in scans])
+    phantoms = Sources([_phantom(seed) for seed in range(_PHANTOM_HEADS)] if settings.phantom_volumes else [], [])
+    pools: list[np.ndarray] = []
+    if maps or scans:
+        pools += _pool(out / "pool", sources, settings.pool_volumes, settings, progress)
+    pools += _pool(out / "pool_phantoms", phantoms, settings.phantom_volumes, settings, progress)
+    training = fit(pools, settings, out / "checkpoint.pt", log=log, progress=progress)
+
+    weights = out / WEIGHTS
+    write_weights(weights, training.ema, settings.architecture)
+    held_back = _held_back(sources if maps or scans else phantoms, settings)
+    recipe = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": _hardware(),
+        "updates": training.update,
+        "training_s": round(training.elapsed_s),
+        "settings": settings.to_dict(),
+        "data": data,
+        "sha256": sha256_file(weights),
+        **assess(KLAutoencoder("trained", weights), {"fresh training-like volumes": held_back, **(tests or {})}),
+    }
+    write_json(out / RECIPE, recipe)
+    return TrainedAutoencoder(weights, recipe)
+
+
+def assess(autoencoder: KLAutoencoder, sets: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Quality per set, and latent statistics: of the first half of each set, and of the second whitened by it."""
+    halves = {name: volumes.split((len(volumes) + 1) // 2) for name, volumes in sets.items() if len(volumes) > 1}
+    return {
+        "quality": [row.to_dict() for row in measure(autoencoder, sets)],
+        "latents": {name: latent_summary(autoencoder, *half) for name, half in halves.items()},
+    }
+
+
+def _pool(
+    folder: Path, sources: Sources, count: int, settings: AutoencoderSettings, progress: Progress | None
+) -> list[np.ndarray]:
+    """Draw the volumes of a pool that are not there yet, in shards; returns memory maps."""
+    shards = []
+    for first in range(0, count, _SHARD):
+        path = folder / f"{first // _SHARD:03d}.npy"
+        size = min(_SHARD, count - first)
+        if not path.exists():
+            build_pool(sources, path, size, settings.seed, settings.pool, first=first)
         if progress is not None:
-            progress("training", int(1000 * state.progress(settings)), 1000)
-        if time.monotonic() - last_save > checkpoint_s or state.progress(settings) >= 1:
-            state.save(checkpoint)
-            last_save = time.monotonic()
-    return state
+            progress(f"drawing {folder.name}", first + size, count)
+        shards.append(np.load(path, mmap_mode="r"))
+    return shards
 
 
-def _update(state: _State, volume: Tensor, settings: AutoencoderSettings) -> tuple[float, float, float]:
-    """One optimiser step; loss, mean squared error and KL."""
-    for group in state.optimiser.param_groups:
-        group["lr"] = learning_rate(state.update, state.progress(settings), settings)
-    with torch.autocast("cpu", torch.bfloat16):
-        mean, log_sigma = posterior(state.network, volume)
-        noise = torch.randn(mean.shape, generator=state.generator)
-        reconstruction = state.network.decode(mean + log_sigma.exp() * noise)
-    loss, mse, kl = autoencoder_loss(
-        reconstruction.float(), volume, mean.float(), log_sigma.float(), settings.mse_weight, settings.kl_weight
-    )
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
-    state.optimiser.step()
-    state.update += 1
-    decay = min(0.5 ** (1 / settings.ema_halflife_updates), state.update / (state.update + 10))
-    with torch.no_grad():
-        for name, value in state.network.state_dict().items():
-            state.ema[name].lerp_(value, 1 - decay)
-    return float(loss.detach()), float(mse.detach()), float(kl.detach())
+def _phantom(seed: int) -> Any:
+    return phantom_labels(seed, (_PHANTOM_SIZE,) * 3, _PHANTOM_MM)
+
+
+def _held_back(sources: Sources, settings: AutoencoderSettings) -> Tensor:
+    """Fresh volumes of the training's kind (the same anatomies in other poses and contrasts)."""
+    seeds = range(_HELD_BACK_SEED, _HELD_BACK_SEED + _HELD_BACK)
+    return torch.stack([draw_volume(sources, seed, settings.pool)[None] for seed in seeds])
+
+
+def _same_run(out: Path, run: dict[str, Any]) -> None:
+    """Refuse to continue a folder that another run began."""
+    path = out / SETTINGS
+    if path.exists():
+        if read_json(path) != json.loads(json.dumps(run)):
+            raise UserError(
+                f"{out} holds a run with other settings or data", "choose another --out, or delete that folder"
+            )
+        return
+    write_json(path, run)
+
+
+def _digests(scans: Sequence[Scan]) -> dict[str, str]:
+    return {scan.path.name: sha256_file(scan.path) for scan in scans}
+
+
+def _hardware() -> str:
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads"
+    return f"{cores}, torch {torch.__version__}"

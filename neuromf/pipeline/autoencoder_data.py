@@ -22,6 +22,7 @@ from neuromf.data.label_maps import LabelMap
 from neuromf.data.label_table import IS_BRAIN, IS_HEAD, NUMBERS, TISSUE_OF_ROW, TISSUES
 from neuromf.data.rendering import render
 from neuromf.data.volumes import Volume
+from neuromf.files import atomic_path
 
 _T1_LEVEL = np.array([tissue.t1 for tissue in TISSUES], dtype=np.float32)[TISSUE_OF_ROW] / 165.0
 _AIR = int(np.flatnonzero(NUMBERS == 0)[0])
@@ -122,9 +123,7 @@ def _random_contrast(
     return F.avg_pool3d(volume[None, None], 2)[0, 0]
 
 
-def _template(
-    rng: np.random.Generator, templates: Sequence[Volume], n: tuple[int, int, int], spacing: float
-) -> Tensor:
+def _template(rng: np.random.Generator, templates: Sequence[Volume], n: tuple[int, int, int], spacing: float) -> Tensor:
     """A template, moved, sharpened, with texture in its tissue and often another grey scale."""
     template = templates[rng.integers(len(templates))]
     array = torch.from_numpy(np.ascontiguousarray(template.array, dtype=np.float32))
@@ -227,9 +226,7 @@ def _labels_at(
     """Nearest label row at each voxel of a random pose; air outside the map."""
     flat = torch.zeros(n, dtype=torch.int32)
     inside = torch.ones(n, dtype=torch.bool)
-    for position, length in zip(
-        _positions(rng, label_map.affine, n, step, centre), label_map.rows.shape, strict=True
-    ):
+    for position, length in zip(_positions(rng, label_map.affine, n, step, centre), label_map.rows.shape, strict=True):
         index = position.round().int()
         inside &= (index >= 0) & (index < length)
         flat = flat * length + index.clamp_(0, length - 1)
@@ -247,13 +244,11 @@ def _fractal(rng: np.random.Generator, n: tuple[int, int, int]) -> Tensor:
     return noise / noise.std()
 
 
-def build_pool(
-    sources: Sources, path: Path, count: int, seed: int, settings: PoolSettings, *, first: int = 0
-) -> Path:
-    """Write `count` volumes as one float16 array (count, I, J, K) that training reads by memory map."""
+def build_pool(sources: Sources, path: Path, count: int, seed: int, settings: PoolSettings, *, first: int = 0) -> None:
+    """Write volumes `first` to `first + count` of a seed as one float16 array (count, I, J, K), whole or not at all."""
     n = settings.size
-    pool = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(count, n, n, n))
-    for index in range(count):
-        pool[index] = draw_volume(sources, seed * 1_000_000 + first + index, settings).numpy().astype(np.float16)
-    pool.flush()
-    return path
+    with atomic_path(path, suffix=".npy") as temporary:
+        pool = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=(count, n, n, n))
+        for index in range(count):
+            pool[index] = draw_volume(sources, seed * 1_000_000 + first + index, settings).numpy()
+        pool.flush()

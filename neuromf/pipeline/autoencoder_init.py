@@ -17,21 +17,24 @@ from neuromf.models.kl_network import KLArchitecture, build_kl_network, posterio
 
 _CODE = 8  # wavelet coefficients carried along the main path
 _BRANCH_GAIN = 0.3  # of the last convolution of each residual block
-_BIAS_SD = 1.5  # of the idle channels of the main path
+_ANCHOR = 20.0  # the last two channels of the main path hold plus and minus this constant
 _LOG_SIGMA = -3.0
-# Standard deviations of the eight averages over typical volumes, so that latents start near unit size.
-_SCALE = (0.35, 0.08, 0.08, 0.04, 0.08, 0.04, 0.04, 0.03)
+# Typical standard deviations of a voxel and of the eight averages: everything carried has about unit size.
+_VOXEL_SD = 0.3
+_CODE_SD = (0.25, 0.045, 0.045, 0.022, 0.045, 0.022, 0.022, 0.015)
 
 
 def wavelet_start(architecture: KLArchitecture, sample: Tensor, seed: int) -> AutoencoderKlMaisi:
     """Build the network and set its starting weights; needs three levels, transposed upsampling and one norm group.
 
-    A group norm removes the scale of what passes. With one group, and idle channels that hold large constants,
-    its statistics are nearly the same for every patch, so contrast survives: the two closing norms start as almost
-    the identity, the others give each channel zero mean and unit variance over `sample` (B, 1, I, J, K).
+    A group norm removes the scale of what passes, and its statistics depend on the field of view. Here there is
+    one group, and two channels of the main path hold large opposite constants: they dominate the statistics, which
+    are then nearly the same everywhere, so contrast survives and patches are coded like whole volumes. The closing
+    norms start as almost the identity, the others give each channel unit variance over `sample` (B, 1, I, J, K).
     """
-    assert len(architecture.channels) == 3 and architecture.latent_channels >= 4, "three levels, 4 or more channels"
-    assert architecture.transposed and architecture.norm_groups == 1, "transposed upsampling and one norm group"
+    assert len(architecture.channels) == 3, f"three levels are needed, got channels {architecture.channels}"
+    assert architecture.transposed, "the start is worked out for transposed upsampling"
+    assert architecture.norm_groups == 1, f"one norm group is needed, got {architecture.norm_groups}"
     network = build_kl_network(architecture)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -40,74 +43,75 @@ def wavelet_start(architecture: KLArchitecture, sample: Tensor, seed: int) -> Au
                 _random(name, module, generator)
         _encoder_path(network)
         _decoder_path(network)
-        _latent_path(network, architecture.latent_channels)
+        _latent_path(network)
         _calibrate_norms(network, sample)
+    _freeze_anchors(network)
     return network
 
 
 def _random(name: str, conv: nn.Conv3d | nn.ConvTranspose3d, generator: torch.Generator) -> None:
-    """Variance-keeping weights; zero biases, but for the idle channels of the main path."""
+    """Variance-keeping weights and zero biases; anchors on the main path, where the branches add nothing yet."""
     transposed = isinstance(conv, nn.ConvTranspose3d)
+    output_axis = 1 if transposed else 0
     fan_in = conv.weight.shape[0] * 27 / 8 if transposed else conv.weight[0].numel()
     gain = _BRANCH_GAIN if ".conv2." in name else 1.0
     conv.weight.normal_(0.0, gain * fan_in**-0.5, generator=generator)
     assert conv.bias is not None
     conv.bias.zero_()
-    if ".conv2." in name:
-        _clear(conv.weight, 0)  # the branches do not disturb the code
-    elif ".conv1." not in name:
-        conv.bias[_CODE:].normal_(0.0, _BIAS_SD, generator=generator)
+    if ".conv1." in name:
+        return
+    outputs, inputs = conv.weight.movedim(output_axis, 0), conv.weight.movedim(1 - output_axis, 0)
+    if len(inputs) > _CODE:
+        inputs[-2:] = 0.0
+    if len(outputs) > _CODE:
+        outputs[-2:] = 0.0
+        if ".conv2." in name:
+            outputs[:_CODE] = 0.0
+        else:
+            conv.bias[-2:] = torch.tensor([_ANCHOR, -_ANCHOR])
 
 
 def _encoder_path(network: nn.Module) -> None:
-    """Haar transform of 2^3 blocks, kept at every second voxel, then again on its mean channel."""
-    haar = haar_matrix().view(_CODE, 2, 2, 2) / 8**0.5  # averages and half differences
-    convs = _main_path(network.encoder)
-    first, *middle, last = convs
+    """Haar averages of 2^3 blocks, kept at every second voxel, then again of their means."""
+    haar = haar_matrix().view(_CODE, 2, 2, 2) / 8**0.5
+    first, *middle, last = _main_path(network.encoder)
     _clear(first.weight, 0)
-    first.weight[:_CODE, 0, 1:, 1:, 1:] = haar
-    strided = 0
+    first.weight[:_CODE, 0, 1:, 1:, 1:] = haar / _VOXEL_SD
+    strided = [conv for conv in middle if conv.stride[0] == 2]
     for conv in middle:
         _clear(conv.weight, 0)
-        if conv.stride[0] == 1:  # a shortcut
-            conv.weight[:_CODE, :_CODE, 0, 0, 0] = torch.eye(_CODE)
-        elif strided == 0:
-            conv.weight[:_CODE, :_CODE, 0, 0, 0] = torch.eye(_CODE)
-            strided += 1
+        if conv is strided[-1]:
+            code_sd = torch.tensor(_CODE_SD).view(-1, 1, 1, 1)
+            conv.weight[:_CODE, 0, :2, :2, :2] = haar * _VOXEL_SD / code_sd
         else:
-            conv.weight[:_CODE, 0, :2, :2, :2] = haar
-    _pass_on(last)
+            conv.weight[:_CODE, :_CODE, 0, 0, 0] = torch.eye(_CODE)
+    _pass_on(last, 1.0)
 
 
 def _decoder_path(network: nn.Module) -> None:
-    """The inverse: eight coefficients to 2^3 block means, then each mean to 2^3 equal voxels."""
+    """The inverse: eight averages to 2^3 block means, then each mean to 2^3 equal voxels."""
     haar = haar_matrix().view(_CODE, 2, 2, 2) * 8**0.5
-    convs = _main_path(network.decoder)
-    first, *middle, last = convs
+    first, *middle, last = _main_path(network.decoder)
     _clear(first.weight, 0)
     count = min(_CODE, first.weight.shape[1])
     first.weight[:count, :count, 1, 1, 1] = torch.eye(count)
-    first_up = True
+    ups = [conv for conv in middle if isinstance(conv, nn.ConvTranspose3d)]
     for conv in middle:
-        if not isinstance(conv, nn.ConvTranspose3d):
+        if conv not in ups:
             _clear(conv.weight, 0)
             conv.weight[:_CODE, :_CODE, 0, 0, 0] = torch.eye(_CODE)
-            continue
+    for conv in ups:
         _clear(conv.weight, 1)
-        if first_up:
-            conv.weight[:_CODE, 0, 1:, 1:, 1:] = haar
-            first_up = False
-        else:
-            conv.weight[0, 0, 1:, 1:, 1:] = 1.0
-    _pass_on(last)
+    code_sd = torch.tensor(_CODE_SD).view(-1, 1, 1, 1)
+    ups[0].weight[:_CODE, 0, 1:, 1:, 1:] = haar * code_sd / _VOXEL_SD
+    ups[1].weight[0, 0, 1:, 1:, 1:] = 1.0
+    _pass_on(last, _VOXEL_SD)
 
 
-def _latent_path(network: nn.Module, channels: int) -> None:
-    """Unit size for the latents, no noise to speak of, and the inverse scale on the way back."""
-    scale = torch.ones(channels)
-    scale[: min(_CODE, channels)] = torch.tensor(_SCALE)[: min(_CODE, channels)]
-    for conv, diagonal in ((network.quant_conv_mu.conv, 1 / scale), (network.post_quant_conv.conv, scale)):
-        conv.weight.copy_(torch.diag(diagonal)[:, :, None, None, None])
+def _latent_path(network: nn.Module) -> None:
+    """Pass the code both ways, with next to no noise."""
+    for conv in (network.quant_conv_mu.conv, network.post_quant_conv.conv):
+        conv.weight.copy_(torch.eye(len(conv.weight))[:, :, None, None, None])
         conv.bias.zero_()
     network.quant_conv_log_sigma.conv.weight.zero_()
     network.quant_conv_log_sigma.conv.bias.fill_(2 * _LOG_SIGMA)
@@ -127,11 +131,11 @@ def _clear(weight: Tensor, output_axis: int) -> None:
     weight.narrow(output_axis, 0, min(_CODE, weight.shape[output_axis])).zero_()
 
 
-def _pass_on(last: nn.Conv3d | nn.ConvTranspose3d) -> None:
+def _pass_on(last: nn.Conv3d | nn.ConvTranspose3d, gain: float) -> None:
     """Let the last convolution pass the carried channels, and nothing else."""
     count = min(_CODE, last.weight.shape[0])
     last.weight.zero_()
-    last.weight[:count, :count, 1, 1, 1] = torch.eye(count)
+    last.weight[:count, :count, 1, 1, 1] = gain * torch.eye(count)
     assert last.bias is not None
     last.bias.zero_()
 
@@ -144,9 +148,10 @@ def _calibrate_norms(network: AutoencoderKlMaisi, sample: Tensor) -> None:
         x = inputs[0]
         mean, std = x.mean((1, 2, 3, 4), keepdim=True), x.std((1, 2, 3, 4), keepdim=True)
         normed = (x - mean) / std
-        channel_std = normed.std((0, 2, 3, 4)).clamp(min=0.02)
+        channel_std = normed.std((0, 2, 3, 4)).clamp(min=0.01)
         norm.weight.copy_(1 / channel_std)
         norm.bias.copy_(-normed.mean((0, 2, 3, 4)) / channel_std)
+        norm.weight[-2:] = norm.bias[-2:] = 0.0
         if norm in closing:
             norm.weight[:_CODE] = std.mean()
             norm.bias[:_CODE] = mean.mean()
@@ -156,3 +161,23 @@ def _calibrate_norms(network: AutoencoderKlMaisi, sample: Tensor) -> None:
     network.decode(posterior(network, sample)[0])
     for handle in handles:
         handle.remove()
+
+
+def _freeze_anchors(network: nn.Module) -> None:
+    """Keep the anchors constant and unread: no gradient for the weights into them, out of them, or of their norm."""
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            for parameter in (module.weight, module.bias):
+                mask = torch.ones_like(parameter)
+                mask[-2:] = 0.0
+                parameter.register_hook(mask.mul)
+        elif isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            mask = torch.ones_like(module.weight[:, :, :1, :1, :1])
+            for axis in (0, 1):
+                if mask.shape[axis] > _CODE:
+                    mask.movedim(axis, 0)[-2:] = 0.0
+            module.weight.register_hook(mask.mul)
+            if module.bias is not None and len(module.bias) > _CODE:
+                bias_mask = torch.ones_like(module.bias)
+                bias_mask[-2:] = 0.0
+                module.bias.register_hook(bias_mask.mul)

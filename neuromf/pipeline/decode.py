@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,10 +31,10 @@ WRITERS = 2
 
 
 class Item(NamedTuple):
-    """One latent to decode: its output name, the file, and what the sidecar says about it."""
+    """One latent to decode: its output name, how to read it, and what the sidecar says about it."""
 
     name: str
-    path: Path
+    read: Callable[[], Tensor]
     sidecar: dict[str, Any]
 
 
@@ -86,7 +88,7 @@ def decode(
     with ThreadPoolExecutor(WRITERS) as writers:
         pending: list[tuple[Item, Future[str]]] = []
         for block in _blocks(missing, batch_size):
-            z = torch.stack([_latent(item.path) for item in block]).to(model.device)
+            z = torch.stack([item.read() for item in block]).to(model.device)
             volumes = model.decode(z).float().cpu().numpy()
             pending += [
                 (item, writers.submit(_write, folder, item, v, affine)) for item, v in zip(block, volumes, strict=True)
@@ -102,6 +104,11 @@ def decode(
         _draw(folder, items, affine)
     write_json(folder / "decode_report.json", {"n": len(items), "autoencoder": recorded, "failed": failed})
     return DecodeReport(folder, len(items), len(missing), failed)
+
+
+def read_stored(path: Path) -> np.ndarray:
+    """A volume as `decode` and `render` store it, (I, J, K) float32 with intensity 1 at 1; whatever it holds."""
+    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj, dtype=np.float32) / INTENSITY_SCALE
 
 
 def check_volume(volume: np.ndarray) -> str:
@@ -123,12 +130,12 @@ def _items(latents: Path) -> tuple[dict[str, Any], np.ndarray, list[Item]]:
         paths = sorted((latents / "latents").glob("sample_*.pt"))
         if not paths:
             raise UserError(f"{latents} holds no samples yet", "run `neuromf sample` first")
-        items = [Item(path.stem, path, _sidecar(manifest, path)) for path in paths]
+        items = [Item(path.stem, partial(_generated, path), _sidecar(manifest, path)) for path in paths]
         return manifest["autoencoder"], _affine(manifest), items
     info = load_latent_folder_info(latents)
     subjects = sorted(subject for names in info.splits.values() for subject in names)
     note = {"SyntheticImage": False, "Description": "reconstruction of a real scan by the autoencoder"}
-    items = [Item(subject, latent_path(latents, subject), note) for subject in subjects]
+    items = [Item(subject, partial(_encoded, latent_path(latents, subject)), note) for subject in subjects]
     return info.dataset["autoencoder"], _affine(info.dataset), items
 
 
@@ -157,8 +164,12 @@ def _blocks(items: list[Item], size: int) -> Iterator[list[Item]]:
         yield items[start : start + size]
 
 
-def _latent(path: Path) -> Tensor:
-    return load_sample(path)[1] if path.parent.name == "latents" else load_latent(path)["z"]
+def _generated(path: Path) -> Tensor:
+    return load_sample(path)[1]
+
+
+def _encoded(path: Path) -> Tensor:
+    return load_latent(path)["z"]
 
 
 def _volume_path(folder: Path, item: Item) -> Path:
@@ -184,11 +195,7 @@ def _collect(job: tuple[Item, Future[str]], failed: dict[str, str]) -> None:
 
 
 def _draw(folder: Path, items: list[Item], affine: np.ndarray) -> None:
-    import nibabel as nib
-
     shown = items[:MONTAGE_VOLUMES]
-    volumes = [
-        np.asarray(nib.load(_volume_path(folder, item)).dataobj, dtype=np.float32) / INTENSITY_SCALE for item in shown
-    ]
+    volumes = [read_stored(_volume_path(folder, item)) for item in shown]
     titles = [item.name for item in shown]
     draw_montage([v.clip(0, 1) for v in volumes], titles, folder / "montage.png", spacing_mm=spacing_of(affine))

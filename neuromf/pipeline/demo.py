@@ -6,14 +6,12 @@ network evaluations each -> volumes -> distances to held-back heads -> one sheet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -22,7 +20,7 @@ from neuromf.data.latents import LatentFolderInfo, load_latent, load_latent_fold
 from neuromf.data.preprocessing import Preprocessing
 from neuromf.files import write_json, write_text
 from neuromf.models.autoencoder import Autoencoder, load_autoencoder
-from neuromf.pipeline.decode import INTENSITY_SCALE, decode
+from neuromf.pipeline.decode import decode, read_stored
 from neuromf.pipeline.encode import encode
 from neuromf.pipeline.evaluate import evaluate
 from neuromf.pipeline.render import Recipe, render
@@ -163,25 +161,19 @@ def _pictures(out: Path, info: LatentFolderInfo, autoencoder: Autoencoder) -> di
     subjects = info.splits["test"][:SHOWN]
     latents = torch.stack([load_latent(info.folder / f"{subject}.pt")["z"] for subject in subjects])
     pictures: dict[str, Sequence[NDArray[Any]]] = {
-        "real": [_volume(out / "heads" / f"{subject}.nii.gz") for subject in subjects],
+        "real": [read_stored(out / "heads" / f"{subject}.nii.gz") for subject in subjects],
         "reconstructed": list(autoencoder.decode(latents).clamp(0, 1).numpy()),
     }
     for name, preset in MODELS.items():
         for nfe in EVALUATIONS:
             folder = _generated(out / "runs" / preset, nfe) / "volumes"
             plural = "evaluation" if nfe == 1 else "evaluations"
-            pictures[f"{name}: {nfe} {plural}"] = [
-                _volume(folder / f"sample_{i:06d}.nii.gz") for i in range(SHOWN)
-            ]
+            pictures[f"{name}: {nfe} {plural}"] = [read_stored(folder / f"sample_{i:06d}.nii.gz") for i in range(SHOWN)]
     return pictures
 
 
 def _generated(run: Path, nfe: int) -> Path:
     return run / f"generated-nfe{nfe}"
-
-
-def _volume(path: Path) -> NDArray[np.float32]:
-    return np.clip(np.asarray(nib.load(path).dataobj, dtype=np.float32) / INTENSITY_SCALE, 0, 1)
 
 
 class _Stopwatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -23,13 +24,14 @@ FORMAT, FORMAT_VERSION = "neuromf-samples", 1
 
 
 class SampleReport(NamedTuple):
-    """What was sampled."""
+    """What was sampled; `failed` maps a decoded volume's name to what the quality check found."""
 
     out: Path
     n: int
     made: int
     nfe: int
     seconds: float
+    failed: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `seconds_per_sample` counts network and writing, not decoding."""
@@ -88,11 +90,12 @@ def sample(
     made = _sample_blocks(generator, folder, n, nfe, seed, name, batch_size, progress)
     seconds = perf_counter() - started
     _write_manifest(folder, manifest, n)
+    failed: dict[str, str] = {}
     if decode:
         from neuromf.pipeline.decode import decode as decode_folder
 
-        decode_folder(folder, device=device, progress=progress)
-    return SampleReport(folder, n, made, nfe, seconds)
+        failed = decode_folder(folder, device=device, progress=progress).failed
+    return SampleReport(folder, n, made, nfe, seconds, failed)
 
 
 def _sample_blocks(
@@ -126,8 +129,11 @@ def _sample_blocks(
 
 
 def _save(path: Path, latent: Tensor, index: int) -> None:
+    # torch names the archive after the file it writes to; a buffer keeps the bytes independent of the name.
+    buffer = io.BytesIO()
+    torch.save({"z": latent.clone(), "metadata": {"index": index}}, buffer)
     with atomic_path(path) as temporary:
-        torch.save({"z": latent.clone(), "metadata": {"index": index}}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def newest_run(runs: Path) -> Path:

@@ -153,7 +153,8 @@ def plan(config: TrainConfig, data: Path, *, device: str = "auto", info: LatentF
     shape = tuple(info.dataset["latent_shape"])
     training = config.training
     if not config.network.pad:
-        check_latent_size(shape[1:], len(config.network.channels), info.dataset["autoencoder"].get("factor", 4))
+        factor = info.dataset["autoencoder"].get("factor", 4)
+        check_latent_size(shape[1:], len(config.network.channels), factor, config.network.patch)
     on_cuda = device != "cpu" and torch.cuda.is_available()
     half = training.precision == "bf16" or (training.precision == "auto" and on_cuda)
     with torch.device("meta"):
@@ -175,7 +176,7 @@ def training_set(data: Path, config: TrainConfig, info: LatentFolderInfo) -> Lat
     if config.training.flip is True and not copies:
         raise UserError(
             f"training.flip=true needs flipped copies and {data} has none",
-            "run `neuromf encode` with --flip-copies (the autoencoder is not flip-equivariant), or set training.flip=auto",
+            "run `neuromf encode` with --flip-copies (the autoencoder is not flip-equivariant), or leave it at auto",
         )
     return LatentDataset(data, "train", flipped=copies and config.training.flip is not False)
 

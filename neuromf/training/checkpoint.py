@@ -1,18 +1,21 @@
 """Checkpoints: whole or absent, checksummed, rotated.
 
 `checkpoints/step_XXXXXXXX/` holds `model.safetensors`, one `ema_<decay>.safetensors` per average, `state.pt`
-(optimiser, guards, the unfinished epoch) and `checkpoint.json` (update count, SHA-256 of the others). The folder is made under
-another name and renamed, so a killed run leaves the one before.
+(optimiser, guards, the unfinished epoch) and `checkpoint.json` (update count, SHA-256 of the others). The folder is
+made under another name and renamed, so a killed run leaves the one before.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -65,7 +68,13 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def _save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    except SafetensorError as error:
+        # Its writer reports a full disk in words only; `atomic_path` tells it to the user by its number.
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def intact(folder: Path) -> bool:
@@ -79,7 +88,7 @@ def intact(folder: Path) -> bool:
 
 def newest(run: Path) -> tuple[Path | None, list[Path]]:
     """The newest intact checkpoint, and the damaged ones passed over on the way to it."""
-    damaged = []
+    damaged: list[Path] = []
     for folder in sorted((run / FOLDER).glob("step_*"), reverse=True):
         if intact(folder):
             return folder, damaged

@@ -94,6 +94,7 @@ class Run:
     folder: Path
     accelerator: Accelerator
     objective: nn.Module
+    bare: Objective  # without Accelerate's wrapping; `unwrap_model` would strip the autocast for good
     optimizer: torch.optim.Optimizer
     averages: dict[str, WeightAverage]
     guards: Guards
@@ -102,15 +103,6 @@ class Run:
     shape: tuple[int, ...]
     update: int = 0
     epoch: Epoch = field(default_factory=Epoch)
-
-    @property
-    def bare(self) -> Objective:
-        """The objective without DDP around it.
-
-        The autocast wrapper stays: taking it off would take it off `objective` too, and training with bf16 would
-        silently go on in float32.
-        """
-        return self.accelerator.unwrap_model(self.objective, keep_fp32_wrapper=True)
 
     @property
     def selected(self) -> WeightAverage:
@@ -207,10 +199,19 @@ def _build(
     clock = Clock(samples, batch, config)
     objective = Objective(network.to(accelerator.device), config.objective, channel_weights)
     averages = {f"{decay:g}": WeightAverage(network, decay) for decay in config.ema.decays}
-    objective_, optimizer = accelerator.prepare(objective, build_optimizer(objective, config.training))
-    shape = tuple(training_set[0].shape)
+    prepared, optimizer = accelerator.prepare(objective, build_optimizer(objective, config.training))
     return Run(
-        config, folder, accelerator, objective_, optimizer, averages, Guards(config.guards), clock, listener, shape
+        config=config,
+        folder=folder,
+        accelerator=accelerator,
+        objective=prepared,
+        bare=objective,
+        optimizer=optimizer,
+        averages=averages,
+        guards=Guards(config.guards),
+        clock=clock,
+        listener=listener,
+        shape=tuple(training_set[0].shape),
     )
 
 
@@ -264,7 +265,7 @@ def _batches(run: Run, dataset: Dataset[Tensor]) -> Iterator[tuple[list[int], Te
             plan.append([number for number, _ in pairs])
             yield [index for _, index in pairs]
 
-    loader = DataLoader(dataset, batch_sampler=indices(), num_workers=run.config.training.workers, pin_memory=False)  # type: ignore[arg-type]
+    loader = DataLoader(dataset, batch_sampler=indices(), num_workers=run.config.training.workers)
     for x in loader:
         yield plan.pop(0), x.to(run.accelerator.device, non_blocking=True)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neuromf.config import ObjectiveConfig
 from neuromf.losses.derivative import derivative
-from neuromf.losses.meanflow import Terms, adaptive_weight, lp_loss, meanflow_terms, rectflow_terms
+from neuromf.losses.meanflow import Tangent, Terms, adaptive_weight, lp_loss, meanflow_terms, rectflow_terms
 from neuromf.losses.path import average_velocity, data_estimate
 
 
@@ -49,7 +49,7 @@ class Objective(nn.Module):
         """The compound velocity and its target at these draws."""
         if self.config.name == "rectflow":
             return rectflow_terms(self.u, x, eps, t)
-        tangent = "velocity" if self.config.name == "meanflow" else "boundary"
+        tangent: Tangent = "velocity" if self.config.name == "meanflow" else "boundary"
         return meanflow_terms(self.u, x, eps, r, t, tangent=tangent, derivative=self.derivative)
 
     def raw_loss(self, prediction: Tensor, target: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ def evaluate(
     ] = None,
     latents: Annotated[
         Path | None,
-        typer.Option("--latents", help="Latents encoded from REAL: its held-back subjects are compared, prepared alike."),
+        typer.Option(
+            "--latents", help="Latents encoded from REAL: its held-back subjects are compared, prepared alike."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of tables and figures.")] = None,
     autoencoder: options.AutoencoderName = "builtin",

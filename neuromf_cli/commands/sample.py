@@ -54,4 +54,5 @@ def sample(
             device=device,
             progress=show,
         )
-    console.result(done, json)
+    failed = [f"{name}: {reason}" for name, reason in done.failed.items()]
+    console.result(done, json, failed, complaint="of the volumes failed the check, all are written")

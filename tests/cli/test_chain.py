@@ -91,7 +91,7 @@ def test_groups_from_render_keep_one_person_in_one_split(neuromf: Run, scans: Pa
         (["encode", "absent/", "--autoencoder", "identity"], "absent"),
         (["decode", "absent/"], "absent"),
         (["evaluate", "absent/", "other/", "--autoencoder", "identity"], "absent"),
-        (["encode", ".", "--autoencoder", "bulitin"], "builtin"),
+        (["encode", ".", "--autoencoder", "builtinn"], "builtin"),
         (["render", "absent.nii.gz"], "absent"),
     ],
 )

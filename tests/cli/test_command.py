@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -78,6 +79,9 @@ def test_a_bug_of_a_command_is_logged_in_its_out_folder_else_here(
     assert (in_tmp / "neuromf-error.log").is_file()
     (in_tmp / "here").mkdir()
     assert neuromf("train", "--out", "here").exit_code == 1
+    assert not list((in_tmp / "here").iterdir())
+    (in_tmp / "here" / "config.yaml").write_text("")
+    assert neuromf("train", "--out", "here").exit_code == 1
     assert (in_tmp / "here" / "neuromf-error.log").is_file()
 
 
@@ -93,18 +97,47 @@ def test_a_signal_during_long_work_exits_75_and_the_same_command_continues(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     volumes = in_tmp / "volumes"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not list(volumes.glob("rendering_*.nii.gz")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(number)
-    _, message = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=120)
     assert process.returncode == 75, message
     assert "run the same command again" in message
     assert not list(volumes.glob(".partial-*"))
     kept = len(list(volumes.glob("rendering_*.nii.gz")))
     assert 0 < kept < 2000
-    words[2] = str(kept + 1)
+    words[2] = str(2 * kept + 2)  # the two label maps are rendered one after the other
     assert neuromf(*words, "--json").stdout.count(f'"kept": {kept}') == 1
+
+
+def test_a_full_disk_exits_2_keeps_what_is_whole_and_continues(
+    in_tmp: Path, neuromf: Run, small_label_maps: Path
+) -> None:
+    # Stands in for a full disk: no file of the process may grow beyond 3 KB, as the volume would.
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    words = ["render", "--n", "1", "--size", "32", "--spacing", "5", "--out", "large", str(small_label_maps)]
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "neuromf_cli", *words],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "the disk is full" in done.stderr
+    assert [path.name for path in (in_tmp / "large").iterdir()] == ["recipe.json"]
+    assert neuromf(*words).exit_code == 0
+
+
+def test_a_reader_that_leaves_early_is_no_error(in_tmp: Path) -> None:
+    line = f"{sys.executable} -m neuromf_cli presets show imf-xpred --resolved | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout == "preset: imf-xpred\n"
+    assert "Traceback" not in done.stderr
+    assert not list(in_tmp.iterdir())
 
 
 def test_numbers_after_an_option_become_one_word() -> None:

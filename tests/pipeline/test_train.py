@@ -65,16 +65,20 @@ def test_missing_latents_name_the_next_command(small: list[str], tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
-def test_latents_too_small_for_the_network_name_the_nearest_sizes(small: list[str], latents: Path, tmp_path: Path) -> None:
+def test_latents_too_small_for_the_network_name_the_nearest_sizes(
+    small: list[str], latents: Path, tmp_path: Path
+) -> None:
     deep = ["network.channels=[8,8,8,8,8]", "network.attention_levels=[false,false,false,false,false]"]
     with pytest.raises(UserError, match="multiple of 16") as caught:
         plan(config.load("imf-xpred", [*small, *deep]), latents)
     assert "(16, 16, 16)" in caught.value.hint
 
 
-def test_run_that_cannot_fit_proposes_the_small_preset(small: list[str], latents: Path, tmp_path: Path, monkeypatch) -> None:
+def test_run_that_cannot_fit_proposes_the_small_preset(
+    small: list[str], latents: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr("neuromf.training.memory.available", lambda device: (1 << 20, "a pocket calculator"))
-    with pytest.raises(UserError, match="a pocket calculator has 0.0 GiB") as caught:
+    with pytest.raises(UserError, match=r"a pocket calculator has 0\.0 GiB") as caught:
         train(config.load("imf-xpred", small), latents, tmp_path / "run")
     assert "imf-xpred-small" in caught.value.hint
 

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from neuromf.errors import UserError
+from neuromf.files import sha256_file
+from neuromf.models import autoencoder as module
+from neuromf.models.autoencoder import BUILTIN_WEIGHTS, KLAutoencoder, load_autoencoder
+from neuromf.models.kl_network import (
+    MAISI,
+    KLArchitecture,
+    build_kl_network,
+    parameter_count,
+    posterior,
+)
+from neuromf.models.kl_weights import read_weights, write_weights
+
+TINY = KLArchitecture(latent_channels=3, channels=(4, 8, 8), res_blocks=(1, 1, 1), norm_groups=2)
+
+
+def volumes(n: int = 2, size: tuple[int, int, int] = (8, 16, 12)) -> torch.Tensor:
+    return torch.rand(n, 1, *size, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> KLAutoencoder:
+    torch.manual_seed(0)
+    path = tmp_path / "tiny.safetensors"
+    write_weights(path, build_kl_network(TINY).state_dict(), TINY)
+    loaded = load_autoencoder(path)
+    assert isinstance(loaded, KLAutoencoder)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def maisi_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return build_kl_network(MAISI).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "factor"), [("identity", 1, 1), ("haar", 8, 2), ("haar2", 64, 4), ("builtin", 8, 4)]
+)
+def test_shapes_follow_channels_and_factor(name: str, channels: int, factor: int) -> None:
+    autoencoder = load_autoencoder(name)
+    assert (autoencoder.latent_channels, autoencoder.factor, autoencoder.name) == (channels, factor, name)
+    x = volumes()
+    mean, log_sigma = autoencoder.encode(x)
+    assert mean.shape == log_sigma.shape == (2, channels, 8 // factor, 16 // factor, 12 // factor)
+    assert autoencoder.latent_shape((8, 16, 12)) == mean.shape[1:]
+    assert autoencoder.decode(mean).shape == x.shape
+    assert mean.dtype == log_sigma.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["identity", "haar", "haar2"])
+def test_wavelets_reconstruct_exactly(name: str) -> None:
+    x = volumes()
+    torch.testing.assert_close(load_autoencoder(name).reconstruct(x), x, atol=1e-5, rtol=1e-5)
+
+
+def test_every_autoencoder_has_its_own_hash() -> None:
+    names = ("identity", "haar", "haar2", "builtin")
+    hashes = {load_autoencoder(name).sha256 for name in names}
+    assert len(hashes) == len(names)
+    assert all(len(digest) == 64 for digest in hashes)
+    assert load_autoencoder("builtin").sha256 == sha256_file(BUILTIN_WEIGHTS)
+
+
+def test_builtin_weights_fit_the_wheel() -> None:
+    assert BUILTIN_WEIGHTS.stat().st_size <= 6_000_000
+
+
+def test_size_rule_names_the_nearest_sizes() -> None:
+    autoencoder = load_autoencoder("haar2")
+    autoencoder.check_size((48, 64, 48))
+    with pytest.raises(UserError, match="50 x 64 x 46.*multiples of 4") as error:
+        autoencoder.encode(volumes(1, (50, 64, 46)))
+    assert error.value.hint == "nearest sizes: 48 x 64 x 44 (crop) or 52 x 64 x 48 (pad)"
+    with pytest.raises(UserError, match="three axes"):
+        autoencoder.check_size((48, 48))
+
+
+def test_splitting_restricts_the_second_axis_only(tiny: KLAutoencoder, tmp_path: Path) -> None:
+    split = load_autoencoder(tmp_path / "tiny.safetensors", num_splits=2)
+    assert (tiny.divisors, split.divisors) == ((4, 4, 4), (4, 8, 4))
+    split.check_size((12, 16, 12))
+    with pytest.raises(UserError, match="multiples of 4, 8, 4"):
+        split.check_size((12, 12, 12))
+
+
+def test_splitting_changes_nothing_where_the_rule_holds(tiny: KLAutoencoder, tmp_path: Path) -> None:
+    split = load_autoencoder(tmp_path / "tiny.safetensors", num_splits=2)
+    x = volumes(1, (8, 32, 8))
+    torch.testing.assert_close(split.reconstruct(x), tiny.reconstruct(x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_in_chunks_equals_one_by_one(tiny: KLAutoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = volumes(3)
+    whole = tiny.encode(x)
+    monkeypatch.setattr(module, "_CHUNK_VOXELS", 1)
+    chunked = tiny.encode(x)
+    torch.testing.assert_close(chunked.mean, whole.mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tiny.decode(whole.mean), tiny.reconstruct(x), atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_is_trained(tiny: KLAutoencoder) -> None:
+    x = volumes(1).requires_grad_()
+    assert not tiny.reconstruct(x).requires_grad
+    assert not tiny.network.training
+    assert not any(p.requires_grad for p in tiny.network.parameters())
+
+
+def test_latents_of_another_autoencoder_are_refused(tiny: KLAutoencoder) -> None:
+    with pytest.raises(UserError, match="latents of 8 channels; autoencoder 'tiny' has 3"):
+        tiny.decode(torch.zeros(1, 8, 2, 2, 2))
+
+
+def test_weights_survive_the_file_to_half_precision(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    state = build_kl_network(TINY).state_dict()
+    write_weights(tmp_path / "w.safetensors", state, TINY)
+    tensors, architecture = read_weights(tmp_path / "w.safetensors")
+    assert architecture == TINY
+    for name, value in state.items():
+        assert tensors[name].dtype == torch.float32
+        torch.testing.assert_close(tensors[name], value, atol=1e-6, rtol=1e-3)
+
+
+def test_fast_norm_equals_monai_norm() -> None:
+    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiGroupNorm3D
+
+    torch.manual_seed(3)
+    slow = MaisiGroupNorm3D(4, 8, eps=1e-6)
+    fast = nn.GroupNorm(4, 8, eps=1e-6)
+    for norm in (slow, fast):
+        nn.init.constant_(norm.weight, 1.7)
+        nn.init.constant_(norm.bias, -0.3)
+    x = torch.randn(2, 8, 4, 5, 6) * 3 + 1
+    torch.testing.assert_close(fast(x), slow(x), atol=1e-5, rtol=1e-5)
+
+
+def test_log_sigma_is_the_logarithm_of_monai_sigma() -> None:
+    torch.manual_seed(4)
+    network = build_kl_network(TINY).eval()
+    with torch.no_grad():
+        mean, log_sigma = posterior(network, volumes())
+        monai_mean, monai_sigma = network.encode(volumes())
+    torch.testing.assert_close(mean, monai_mean)
+    torch.testing.assert_close(log_sigma.exp(), monai_sigma)
+
+
+def test_published_network_has_its_published_size(maisi_state: dict[str, torch.Tensor]) -> None:
+    network = build_kl_network(MAISI)
+    assert round(parameter_count(network) / 1e6, 2) == 20.94
+    assert len(maisi_state) == 130
+    assert "encoder.blocks.1.conv1.conv.conv.weight" in maisi_state
+    assert "quant_conv_log_sigma.conv.weight" in maisi_state
+
+
+@pytest.mark.parametrize("layout", ["plain.pt", "wrapped.pt", "plain.safetensors"])
+def test_maisi_loads_every_published_layout(
+    layout: str, maisi_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / layout
+    if path.suffix == ".safetensors":
+        save_file(maisi_state, path)
+    else:
+        wrapped = {"epoch": 1, "unet_state_dict": maisi_state}
+        torch.save(wrapped if layout == "wrapped.pt" else maisi_state, path)
+    autoencoder = load_autoencoder("maisi", weights=path)
+    assert (autoencoder.latent_channels, autoencoder.factor, autoencoder.divisors) == (4, 4, (4, 4, 4))
+    assert autoencoder.sha256 == sha256_file(path)
+    assert autoencoder.reconstruct(volumes(1, (16, 12, 16))).shape == (1, 1, 16, 12, 16)
+
+
+def test_maisi_is_found_in_the_weights_folder(
+    maisi_state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(maisi_state, tmp_path / "autoencoder_v1.pt")
+    monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
+    assert load_autoencoder("maisi").name == "maisi"
+
+
+def test_every_difference_of_a_weights_file_is_listed(
+    maisi_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    wrong = dict(maisi_state)
+    del wrong["encoder.blocks.0.conv.conv.bias"]
+    wrong["extra.weight"] = torch.zeros(1)
+    wrong["post_quant_conv.conv.bias"] = torch.zeros(5)
+    path = tmp_path / "wrong.pt"
+    torch.save(wrong, path)
+    with pytest.raises(UserError) as error:
+        load_autoencoder("maisi", weights=path)
+    message = error.value.message
+    assert "missing (1): encoder.blocks.0.conv.conv.bias" in message
+    assert "not known (1): extra.weight" in message
+    assert "other shape (1): post_quant_conv.conv.bias (5,) instead of (4,)" in message
+
+
+def test_maisi_without_weights_says_what_to_get_and_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NEUROMF_WEIGHTS", raising=False)
+    with pytest.raises(UserError, match="autoencoder_v1.pt: NEUROMF_WEIGHTS is not set") as error:
+        load_autoencoder("maisi")
+    assert "NVIDIA Open Model License" in error.value.hint
+    monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match="does not exist"):
+        load_autoencoder("maisi")
+
+
+def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
+    for name in ("broken.pt", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"not weights")
+        with pytest.raises(UserError, match="cannot be read as weights"):
+            load_autoencoder(tmp_path / name)
+    torch.save({"epoch": 3}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match="no state dict"):
+        load_autoencoder(tmp_path / "other.pt")
+    with pytest.raises(UserError, match="do not exist"):
+        load_autoencoder(tmp_path / "absent.pt")
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UserError) as error:
+        load_autoencoder("buildin")
+    assert "did you mean 'builtin'?" in error.value.hint

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from neuromf.config import TrainConfig
+from neuromf.errors import GuardError, Interrupted, UserError
+from neuromf.files import read_json
+from neuromf.training import checkpoint
+from neuromf.training.loop import Clock, make_accelerator, train
+from neuromf.training.telemetry import SUMMARY
+
+UPDATES = 12
+SHAPE = (2, 4, 4, 4)
+ONCE = {"training": {"updates": UPDATES, "batch_size": 4, "lr": 1e-2, "warmup_steps": 2}}
+SPECIFIED = {
+    "epoch", "global_step", "loss_mean", "loss_std", "raw_loss_mean", "raw_loss_std", "raw_loss_fm_mean",
+    "raw_loss_mf_mean", "velocity_norms", "cosine_sim_V_vc", "cosine_sim_vtilde_vc", "relative_error",
+    "adaptive_weight", "x_hat_stats", "grad_clip_fraction", "grad_norm_mean", "grad_norm_std", "learning_rate",
+    "epoch_time_sec", "val_loss", "val_raw_loss", "sampling",
+}  # fmt: skip
+
+
+class Small(nn.Module):
+    """Two convolutions that know the times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside, self.outside = nn.Conv3d(2, 6, 3, padding=1), nn.Conv3d(6, 2, 3, padding=1)
+        self.times = nn.Linear(2, 6)
+        self.autocast: list[bool] = []
+
+    def forward(self, z, r, t):
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
+        times = self.times(torch.stack([r, t], dim=1).to(z.dtype))
+        return self.outside(torch.tanh(self.inside(z) + times.reshape(*times.shape, 1, 1, 1)))
+
+
+class Latents(Dataset):
+    """`count` latents near one pattern; the broken ones are NaN."""
+
+    def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
+        generator = torch.Generator().manual_seed(1)
+        pattern = torch.randn(SHAPE, generator=generator)
+        self.items = [pattern + 0.1 * torch.randn(SHAPE, generator=generator) for _ in range(count)]
+        for index in broken:
+            self.items[index] = torch.full(SHAPE, math.nan)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.items[index]
+
+
+class Ears:
+    """A listener that remembers, and does something after a given update."""
+
+    def __init__(self, after: int | None = None, action: Callable[[], None] | None = None) -> None:
+        self.after, self.action = after, action
+        self.messages: list[str] = []
+        self.steps: list[dict] = []
+        self.drawn: list[tuple[int, torch.Tensor]] = []
+        self.epochs: list[dict] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def step(self, record: dict) -> None:
+        self.steps.append(record)
+        if record["update"] == self.after and self.action:
+            self.action()
+
+    def samples(self, epoch: int, latents: torch.Tensor) -> None:
+        self.drawn.append((epoch, latents))
+
+    def epoch(self, summaries: list[dict]) -> None:
+        self.epochs = list(summaries)
+
+
+def settings(**sections) -> TrainConfig:
+    base = {
+        **ONCE,
+        "times": {"data_proportion": 0.5},
+        "ema": {"decays": (0.5, 0.9), "select": 0.9},
+        "intervals": {"validation": 1, "samples": 1, "sample_count": 3, "checkpoint_updates": 5, "keep_checkpoints": 2},
+    }
+    merged = {name: {**base.get(name, {}), **sections.get(name, {})} for name in base.keys() | sections.keys()}
+    return TrainConfig(_environment=False, **merged)
+
+
+def run(folder: Path, config: TrainConfig, ears: Ears | None = None, broken: tuple[int, ...] = ()) -> Ears:
+    ears = ears or Ears()
+    train(config, folder, Small(), Latents(6, broken), Latents(3), ears, device="cpu")
+    return ears
+
+
+def last(folder: Path) -> checkpoint.Checkpoint:
+    newest, damaged = checkpoint.newest(folder)
+    assert newest is not None
+    assert not damaged
+    return checkpoint.load(newest)
+
+
+def same(a: object, b: object) -> bool:
+    """Bit for bit equality of nested containers of tensors."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def untimed(folder: Path) -> list[dict]:
+    return [{k: v for k, v in e.items() if k != "epoch_time_sec"} for e in read_json(folder / SUMMARY)]
+
+
+# --- stopping and going on ---------------------------------------------------------------------------------------
+
+
+class CrashError(Exception):
+    pass
+
+
+def crash() -> None:
+    raise CrashError
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(folder, settings())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "after", "resumes"),
+    [
+        (terminate, Interrupted, 7, 7),
+        (crash, CrashError, 7, 5),
+        (terminate, Interrupted, 11, 11),
+        (crash, CrashError, 12, 10),
+    ],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, uninterrupted, action, error, after, resumes):
+    with pytest.raises(error):
+        run(tmp_path, settings(), Ears(after, action))
+    ears = run(tmp_path, settings())
+    assert any(f"resumed after update {resumes} of {UPDATES}" in text for text in ears.messages)
+    assert [step["update"] for step in ears.steps] == list(range(resumes + 1, UPDATES + 1))
+    ours, theirs = last(tmp_path), last(uninterrupted)
+    assert same(ours.model, theirs.model)
+    assert same(ours.averages, theirs.averages)
+    assert same(ours.state["optimizer"], theirs.state["optimizer"])
+    assert same(ours.state["guards"], theirs.state["guards"])
+    assert untimed(tmp_path) == untimed(uninterrupted)
+
+
+def test_accumulated_micro_batches_resume_too(tmp_path):
+    config = settings(training={"batch_size": 2, "accumulation": 2})
+    run(tmp_path / "a", config)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b", config, Ears(7, terminate))
+    run(tmp_path / "b", config)
+    assert same(last(tmp_path / "a").model, last(tmp_path / "b").model)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_saves_and_ends_with_the_code_that_means_resume(tmp_path, name):
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(Interrupted, match=rf"{name} after update 3 of 12") as caught:
+        run(tmp_path, settings(), Ears(3, lambda: os.kill(os.getpid(), getattr(signal, name))))
+    assert caught.value.exit_code == 75
+    assert last(tmp_path).update == 3
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_a_damaged_checkpoint_costs_only_the_updates_since_the_one_before(tmp_path, uninterrupted):
+    with pytest.raises(CrashError):
+        run(tmp_path, settings(), Ears(11, crash))
+    newest, _ = checkpoint.newest(tmp_path)
+    assert newest.name == "step_00000010"
+    (newest / "model.safetensors").write_bytes(b"")
+    ears = run(tmp_path, settings())
+    assert any("step_00000010 is damaged" in text for text in ears.messages)
+    assert ears.steps[0]["update"] == 6
+    assert same(last(tmp_path).model, last(uninterrupted).model)
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    run(tmp_path, settings())
+    before = last(tmp_path)
+    ears = run(tmp_path, settings())
+    assert ears.steps == []
+    assert same(last(tmp_path).model, before.model)
+
+
+# --- learning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", [{"name": "imf"}, {"name": "rectflow", "prediction": "u"}])
+def test_the_loss_falls_and_the_samples_approach_the_data(tmp_path, objective):
+    ears = run(tmp_path, settings(objective=objective, training={"updates": 80, "lr": 3e-2}))
+    losses = [e["raw_loss_mean"] for e in read_json(tmp_path / SUMMARY)]
+    assert losses[-1] < 0.6 * losses[0]
+    validated = [e["val_raw_loss"] for e in ears.epochs]
+    assert validated[-1] < 0.6 * validated[0]
+
+
+def test_the_learning_rate_is_the_schedules(tmp_path):
+    rates = [step["lr"] for step in run(tmp_path, settings()).steps]
+    assert rates[:3] == pytest.approx([0, 5e-3, 1e-2])
+    assert rates[-1] == pytest.approx(1e-6)
+
+
+def test_the_selected_average_validates_and_samples(tmp_path):
+    """With a decay of nearly one the average is still the fresh network, so validation does not change."""
+    slow = settings(ema={"decays": (0.5, 1 - 1e-9), "select": 1 - 1e-9})
+    fast = settings(ema={"decays": (0.5, 1 - 1e-9), "select": 0.5})
+    slow_ears, fast_ears = run(tmp_path / "slow", slow), run(tmp_path / "fast", fast)
+    validated = [e["val_raw_loss"] for e in slow_ears.epochs]
+    assert validated[0] == pytest.approx(validated[1], rel=1e-5)
+    assert fast_ears.epochs[0]["val_raw_loss"] != pytest.approx(fast_ears.epochs[1]["val_raw_loss"], rel=1e-3)
+    torch.testing.assert_close(slow_ears.drawn[0][1], slow_ears.drawn[1][1], rtol=1e-4, atol=1e-5)
+
+
+def test_samples_come_from_fixed_noise(tmp_path):
+    first, second = run(tmp_path / "a", settings()), run(tmp_path / "b", settings())
+    assert [epoch for epoch, _ in first.drawn] == [1, 2]
+    for (_, a), (_, b) in zip(first.drawn, second.drawn, strict=True):
+        assert a.shape == (3, *SHAPE)
+        assert torch.equal(a, b)
+
+
+# --- what a run says ---------------------------------------------------------------------------------------------
+
+
+def test_every_update_shows_the_raw_loss_beside_the_weighted_one(tmp_path):
+    weight = {"norm_p": 1.0, "norm_eps": 1e-6, "loss_reduction": "sum"}
+    steps = run(tmp_path, settings(objective=weight)).steps
+    assert [step["update"] for step in steps] == list(range(1, UPDATES + 1))
+    assert all(step["updates"] == UPDATES for step in steps)
+    assert [step["epoch"] for step in steps] == [1] * 10 + [2] * 2
+    for step in steps:
+        assert step["loss"] == pytest.approx(1, abs=1e-3)
+        assert step["raw_loss"] > 10
+    assert steps[-1]["eta_s"] == 0
+
+
+def test_the_summaries_have_the_specified_fields(tmp_path):
+    run(tmp_path, settings())
+    epochs = read_json(tmp_path / SUMMARY)
+    assert [(e["epoch"], e["global_step"]) for e in epochs] == [(1, 10), (2, 12)]
+    for epoch in epochs:
+        assert set(epoch) >= SPECIFIED
+        assert epoch["val_raw_loss"] > 0
+        assert 0 <= epoch["sampling"]["h_zero_frac"] <= 1
+    assert (tmp_path / "diagnostics/per_epoch_metrics/epoch_002/summary.json").is_file()
+    assert list((tmp_path / "logs").iterdir())
+
+
+def test_validation_and_samples_come_at_their_intervals_and_at_the_end(tmp_path):
+    rare = {"validation": 2, "samples": 2}
+    ears = run(tmp_path, settings(intervals=rare, training={"updates": 32}))
+    assert [e["val_raw_loss"] is not None for e in ears.epochs] == [False, True, False, True]
+    assert [epoch for epoch, _ in ears.drawn] == [2, 4]
+
+
+def test_a_run_without_validation_data_says_null(tmp_path):
+    train(settings(), tmp_path, Small(), Latents(6), Latents(0), Ears(), device="cpu")
+    assert read_json(tmp_path / SUMMARY)[-1]["val_raw_loss"] is None
+
+
+# --- guards ------------------------------------------------------------------------------------------------------
+
+
+def test_a_broken_latent_costs_its_updates_and_nothing_else(tmp_path):
+    ears = run(tmp_path, settings(training={"batch_size": 2}), broken=(4,))
+    skipped = [text for text in ears.messages if "skipped: loss or gradient is not finite" in text]
+    assert len(skipped) == UPDATES * 2 // 6  # one of the three batches of every pass
+    final = last(tmp_path)
+    assert final.state["guards"]["nonfinite"] == len(skipped)
+    assert all(torch.isfinite(value).all() for value in final.model.values())
+    assert all(torch.isfinite(value).all() for average in final.averages.values() for value in average.values())
+    assert read_json(tmp_path / SUMMARY)[0]["raw_loss_mean"] > 0
+
+
+def test_too_many_broken_updates_end_the_run(tmp_path):
+    config = settings(training={"batch_size": 2}, guards={"nonfinite_limit": 2})
+    with pytest.raises(GuardError, match="3 updates had a non-finite loss"):
+        run(tmp_path, config, broken=(0, 1, 2, 3, 4, 5))
+
+
+def test_divergence_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    class Exploding(Small):
+        """Gets a hundred times worse after the guard has seen how it began."""
+
+        def forward(self, z, r, t):
+            growth = 1.0 if len(self.autocast) < 51 else 100.0
+            return growth * super().forward(z, r, t) + (growth - 1)
+
+    config = settings(
+        training={"updates": 200},
+        objective={"name": "rectflow", "prediction": "u"},
+        intervals={"validation": 100, "samples": 100, "checkpoint_updates": 50},
+    )
+    with pytest.raises(GuardError, match="the run diverges"):
+        train(config, tmp_path, Exploding(), Latents(6), Latents(3), Ears(), device="cpu")
+    assert last(tmp_path).update == 50
+    assert read_json(tmp_path / "diagnostics/halted.json")["global_step"] > 50
+
+
+# --- precision and devices -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", True), ("fp32", False), ("auto", False)])
+def test_every_update_runs_in_the_configured_precision(tmp_path, precision, expected):
+    network = Small()
+    config = settings(
+        objective={"name": "rectflow", "prediction": "u"}, training={"precision": precision, "updates": 5}
+    )
+    ears = Ears()
+    train(config, tmp_path, network, Latents(6), Latents(0), ears, device="cpu")
+    assert network.autocast[:5] == [expected] * 5
+    assert all(math.isfinite(step["raw_loss"]) for step in ears.steps)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cpu"):
+        make_accelerator(device, "auto")
+
+
+@pytest.mark.parametrize(("samples", "batch", "expected"), [(990, 128, 10), (6471, 128, 50), (5, 16, 10)])
+def test_an_epoch_is_one_pass_but_at_least_ten_updates(samples, batch, expected):
+    config = settings(training={"updates": None, "epochs": 3})
+    clock = Clock(samples, batch, config)
+    assert clock.epoch_updates == expected
+    assert clock.updates == 3 * expected
