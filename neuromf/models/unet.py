@@ -86,7 +86,7 @@ class MaisiUNet(nn.Module):
             num_channels=tuple(channels),
             attention_levels=tuple(attention_levels),
             norm_num_groups=norm_groups,
-            num_head_channels=[head_channels if attend else 0 for attend in attention_levels],
+            num_head_channels=head_channels,  # of every level: the middle block attends whatever the levels do
             resblock_updown=True,
             include_fc=True,
             # The fused kernel refuses to be built without CUDA and has no forward-mode derivative; keys are equal.

@@ -21,7 +21,8 @@ _ANCHOR = 20.0  # the last two channels of the main path hold plus and minus thi
 _LOG_SIGMA = -3.0
 # Typical standard deviations of a voxel and of the eight averages: everything carried has about unit size.
 _VOXEL_SD = 0.3
-_CODE_SD = (0.25, 0.045, 0.045, 0.022, 0.045, 0.022, 0.022, 0.015)
+_CODE_SD = (0.25, 0.045, 0.045, 0.045, 0.022, 0.022, 0.022, 0.015)
+_COARSE_FIRST = (0, 1, 2, 4, 3, 5, 6, 7)  # of haar_matrix's rows: mean, three slopes, three twists, the last
 
 
 def wavelet_start(architecture: KLArchitecture, sample: Tensor, seed: int) -> AutoencoderKlMaisi:
@@ -73,7 +74,7 @@ def _random(name: str, conv: nn.Conv3d | nn.ConvTranspose3d, generator: torch.Ge
 
 def _encoder_path(network: nn.Module) -> None:
     """Haar averages of 2^3 blocks, kept at every second voxel, then again of their means."""
-    haar = haar_matrix().view(_CODE, 2, 2, 2) / 8**0.5
+    haar = haar_matrix()[_COARSE_FIRST, :].view(_CODE, 2, 2, 2) / 8**0.5
     first, *middle, last = _main_path(network.encoder)
     _clear(first.weight, 0)
     first.weight[:_CODE, 0, 1:, 1:, 1:] = haar / _VOXEL_SD
@@ -90,7 +91,7 @@ def _encoder_path(network: nn.Module) -> None:
 
 def _decoder_path(network: nn.Module) -> None:
     """The inverse: eight averages to 2^3 block means, then each mean to 2^3 equal voxels."""
-    haar = haar_matrix().view(_CODE, 2, 2, 2) * 8**0.5
+    haar = haar_matrix()[_COARSE_FIRST, :].view(_CODE, 2, 2, 2) * 8**0.5
     first, *middle, last = _main_path(network.decoder)
     _clear(first.weight, 0)
     count = min(_CODE, first.weight.shape[1])

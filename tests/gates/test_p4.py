@@ -84,7 +84,9 @@ def settings(epochs: int) -> TrainConfig:
 
 def run(folder: Path, latents: torch.Tensor, epochs: int, stop: int | None = None) -> Recorder:
     torch.manual_seed(0)
-    network = MaisiUNet(1, channels=(8, 16), attention_levels=(False, False), res_blocks=1, norm_groups=4)
+    network = MaisiUNet(
+        1, channels=(8, 16), attention_levels=(False, False), head_channels=8, res_blocks=1, norm_groups=4
+    )
     recorder, training, held_back = Recorder(stop), Items(latents[:SUBJECTS]), Items(latents[SUBJECTS:])
     train(settings(epochs), folder, network, training, held_back, recorder, device="cpu")
     return recorder

@@ -110,6 +110,12 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest_ones():
         assert nearest in text
 
 
+def test_levels_need_not_attend_though_the_middle_always_does():
+    net = small(attention_levels=(False, False))
+    assert net(torch.randn(1, 2, 4, 4, 4), torch.zeros(1), torch.ones(1)).shape == (1, 2, 4, 4, 4)
+    assert [name for name, _ in net.named_modules() if name.endswith("middle_block.attention.attn")]
+
+
 def test_an_unknown_network_is_refused_with_the_known_one():
     with pytest.raises(UserError, match="available: maisi-unet"):
         build_network("maisi-unnet", 4)
