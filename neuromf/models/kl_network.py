@@ -41,7 +41,9 @@ class KLArchitecture:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> KLArchitecture:
         """The inverse of `to_dict`."""
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        lists: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         return cls(**lists)
 
 

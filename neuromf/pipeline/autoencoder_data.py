@@ -87,7 +87,7 @@ def _rendering(
     rng: np.random.Generator, maps: Sequence[LabelMap], n: tuple[int, int, int], spacing: float, stripped_share: float
 ) -> Tensor:
     """A T1- or FLAIR-like rendering around a random place of the head."""
-    label_map = maps[rng.integers(len(maps))]
+    label_map = maps[int(rng.integers(len(maps)))]
     scan = render(
         label_map,
         int(rng.integers(2**31)),
@@ -95,7 +95,7 @@ def _rendering(
         spacing_mm=spacing,
         contrast="T1" if rng.random() < 0.8 else "FLAIR",
         stripped=bool(rng.random() < stripped_share),
-        centre_mm=_centre(rng, label_map, n[0] * spacing),
+        centre_mm=_centre(rng, label_map, n[0] * spacing).tolist(),
     )
     return torch.from_numpy(scan.volume[0])
 
@@ -104,7 +104,7 @@ def _random_contrast(
     rng: np.random.Generator, maps: Sequence[LabelMap], n: tuple[int, int, int], spacing: float, stripped_share: float
 ) -> Tensor:
     """Real anatomy, every label with a random grey value and grain; partial volume by averaging 2^3 voxels."""
-    label_map = maps[rng.integers(len(maps))]
+    label_map = maps[int(rng.integers(len(maps)))]
     fine = (2 * n[0], 2 * n[1], 2 * n[2])
     rows = _labels_at(rng, label_map, fine, spacing / 2, _centre(rng, label_map, n[0] * spacing))
     levels = rng.uniform(0, 1, len(NUMBERS)).astype(np.float32)
@@ -125,7 +125,7 @@ def _random_contrast(
 
 def _template(rng: np.random.Generator, templates: Sequence[Volume], n: tuple[int, int, int], spacing: float) -> Tensor:
     """A template, moved, sharpened, with texture in its tissue and often another grey scale."""
-    template = templates[rng.integers(len(templates))]
+    template = templates[int(rng.integers(len(templates)))]
     array = torch.from_numpy(np.ascontiguousarray(template.array, dtype=np.float32))
     array = array / max(float(np.percentile(template.array, 99.5)), 1e-6)
     shape = np.array(array.shape)

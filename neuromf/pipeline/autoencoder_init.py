@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from neuromf.models.haar import haar_matrix
 from neuromf.models.kl_network import KLArchitecture, build_kl_network, posterior
 
+_Conv = nn.Conv3d | nn.ConvTranspose3d
 _CODE = 8  # wavelet coefficients carried along the main path
 _BRANCH_GAIN = 0.3  # of the last convolution of each residual block
 _ANCHOR = 20.0  # the last two channels of the main path hold plus and minus this constant
@@ -34,13 +35,14 @@ def wavelet_start(architecture: KLArchitecture, sample: Tensor, seed: int) -> Au
     norms start as almost the identity, the others give each channel unit variance over `sample` (B, 1, I, J, K).
     """
     assert len(architecture.channels) == 3, f"three levels are needed, got channels {architecture.channels}"
+    assert 4 <= architecture.latent_channels <= _CODE, f"4 to 8 channels, got {architecture.latent_channels}"
     assert architecture.transposed, "the start is worked out for transposed upsampling"
     assert architecture.norm_groups == 1, f"one norm group is needed, got {architecture.norm_groups}"
     network = build_kl_network(architecture)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, module in network.named_modules():
-            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            if isinstance(module, _Conv):
                 _random(name, module, generator)
         _encoder_path(network)
         _decoder_path(network)
@@ -50,7 +52,7 @@ def wavelet_start(architecture: KLArchitecture, sample: Tensor, seed: int) -> Au
     return network
 
 
-def _random(name: str, conv: nn.Conv3d | nn.ConvTranspose3d, generator: torch.Generator) -> None:
+def _random(name: str, conv: _Conv, generator: torch.Generator) -> None:
     """Variance-keeping weights and zero biases; anchors on the main path, where the branches add nothing yet."""
     transposed = isinstance(conv, nn.ConvTranspose3d)
     output_axis = 1 if transposed else 0
@@ -75,7 +77,7 @@ def _random(name: str, conv: nn.Conv3d | nn.ConvTranspose3d, generator: torch.Ge
 def _encoder_path(network: nn.Module) -> None:
     """Haar averages of 2^3 blocks, kept at every second voxel, then again of their means."""
     haar = haar_matrix()[_COARSE_FIRST, :].view(_CODE, 2, 2, 2) / 8**0.5
-    first, *middle, last = _main_path(network.encoder)
+    first, *middle, last = _main_path(network, "encoder")
     _clear(first.weight, 0)
     first.weight[:_CODE, 0, 1:, 1:, 1:] = haar / _VOXEL_SD
     strided = [conv for conv in middle if conv.stride[0] == 2]
@@ -92,7 +94,7 @@ def _encoder_path(network: nn.Module) -> None:
 def _decoder_path(network: nn.Module) -> None:
     """The inverse: eight averages to 2^3 block means, then each mean to 2^3 equal voxels."""
     haar = haar_matrix()[_COARSE_FIRST, :].view(_CODE, 2, 2, 2) * 8**0.5
-    first, *middle, last = _main_path(network.decoder)
+    first, *middle, last = _main_path(network, "decoder")
     _clear(first.weight, 0)
     count = min(_CODE, first.weight.shape[1])
     first.weight[:count, :count, 1, 1, 1] = torch.eye(count)
@@ -111,20 +113,32 @@ def _decoder_path(network: nn.Module) -> None:
 
 def _latent_path(network: nn.Module) -> None:
     """Pass the code both ways, with next to no noise."""
-    for conv in (network.quant_conv_mu.conv, network.post_quant_conv.conv):
-        conv.weight.copy_(torch.eye(len(conv.weight))[:, :, None, None, None])
-        conv.bias.zero_()
-    network.quant_conv_log_sigma.conv.weight.zero_()
-    network.quant_conv_log_sigma.conv.bias.fill_(2 * _LOG_SIGMA)
+    for name in ("quant_conv_mu", "post_quant_conv"):
+        weight, bias = _latent_conv(network, name)
+        weight.copy_(torch.eye(len(weight))[:, :, None, None, None])
+        bias.zero_()
+    weight, bias = _latent_conv(network, "quant_conv_log_sigma")
+    weight.zero_()
+    bias.fill_(2 * _LOG_SIGMA)
 
 
-def _main_path(half: nn.Module) -> list[nn.Conv3d | nn.ConvTranspose3d]:
-    """The convolutions outside the residual branches, in order."""
+def _main_path(network: nn.Module, half: str) -> list[_Conv]:
+    """The convolutions of the encoder or decoder outside the residual branches, in order."""
     return [
         module
-        for name, module in half.named_modules()
-        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and ".conv1." not in name and ".conv2." not in name
+        for name, module in network.get_submodule(half).named_modules()
+        if isinstance(module, _Conv) and ".conv1." not in name and ".conv2." not in name
     ]
+
+
+def _norms(network: nn.Module, half: str) -> list[nn.GroupNorm]:
+    """The norms of the encoder or decoder, in order; the last one closes it."""
+    return [module for module in network.get_submodule(half).modules() if isinstance(module, nn.GroupNorm)]
+
+
+def _latent_conv(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Weight (C, C, 1, 1, 1) and bias (C,) of one of the three convolutions around the latent."""
+    return network.get_parameter(f"{name}.conv.weight"), network.get_parameter(f"{name}.conv.bias")
 
 
 def _clear(weight: Tensor, output_axis: int) -> None:
@@ -132,7 +146,7 @@ def _clear(weight: Tensor, output_axis: int) -> None:
     weight.narrow(output_axis, 0, min(_CODE, weight.shape[output_axis])).zero_()
 
 
-def _pass_on(last: nn.Conv3d | nn.ConvTranspose3d, gain: float) -> None:
+def _pass_on(last: _Conv, gain: float) -> None:
     """Let the last convolution pass the carried channels, and nothing else."""
     count = min(_CODE, last.weight.shape[0])
     last.weight.zero_()
@@ -143,9 +157,11 @@ def _pass_on(last: nn.Conv3d | nn.ConvTranspose3d, gain: float) -> None:
 
 def _calibrate_norms(network: AutoencoderKlMaisi, sample: Tensor) -> None:
     """Set scale and shift of every norm from what it sees when the network reconstructs `sample`."""
-    closing = {network.encoder.blocks[-2], network.decoder.blocks[-2]}
+    norms = [_norms(network, half) for half in ("encoder", "decoder")]
+    closing = {half[-1] for half in norms}
 
     def calibrate(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(norm, nn.GroupNorm)
         x = inputs[0]
         mean, std = x.mean((1, 2, 3, 4), keepdim=True), x.std((1, 2, 3, 4), keepdim=True)
         normed = (x - mean) / std
@@ -157,8 +173,7 @@ def _calibrate_norms(network: AutoencoderKlMaisi, sample: Tensor) -> None:
             norm.weight[:_CODE] = std.mean()
             norm.bias[:_CODE] = mean.mean()
 
-    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-    handles = [norm.register_forward_pre_hook(calibrate) for norm in norms]
+    handles = [norm.register_forward_pre_hook(calibrate) for half in norms for norm in half]
     network.decode(posterior(network, sample)[0])
     for handle in handles:
         handle.remove()
@@ -169,16 +184,17 @@ def _freeze_anchors(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.GroupNorm):
             for parameter in (module.weight, module.bias):
-                mask = torch.ones_like(parameter)
-                mask[-2:] = 0.0
-                parameter.register_hook(mask.mul)
-        elif isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-            mask = torch.ones_like(module.weight[:, :, :1, :1, :1])
-            for axis in (0, 1):
-                if mask.shape[axis] > _CODE:
-                    mask.movedim(axis, 0)[-2:] = 0.0
-            module.weight.register_hook(mask.mul)
-            if module.bias is not None and len(module.bias) > _CODE:
-                bias_mask = torch.ones_like(module.bias)
-                bias_mask[-2:] = 0.0
-                module.bias.register_hook(bias_mask.mul)
+                _freeze(parameter, 0)
+        elif isinstance(module, _Conv):
+            _freeze(module.weight, 0, 1)
+            assert module.bias is not None
+            _freeze(module.bias, 0)
+
+
+def _freeze(parameter: Tensor, *axes: int) -> None:
+    """No gradient for the last two entries along each of `axes` that is wide enough to hold anchors."""
+    mask = torch.ones_like(parameter, requires_grad=False)
+    for axis in axes:
+        if mask.shape[axis] > _CODE:
+            mask.movedim(axis, 0)[-2:] = 0.0
+    parameter.register_hook(mask.mul)

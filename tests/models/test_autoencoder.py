@@ -78,7 +78,7 @@ def test_builtin_weights_fit_the_wheel() -> None:
 def test_size_rule_names_the_nearest_sizes() -> None:
     autoencoder = load_autoencoder("haar2")
     autoencoder.check_size((48, 64, 48))
-    with pytest.raises(UserError, match="50 x 64 x 46.*multiples of 4") as error:
+    with pytest.raises(UserError, match=r"50 x 64 x 46.*multiples of 4") as error:
         autoencoder.encode(volumes(1, (50, 64, 46)))
     assert error.value.hint == "nearest sizes: 48 x 64 x 44 (crop) or 52 x 64 x 48 (pad)"
     with pytest.raises(UserError, match="three axes"):
@@ -163,9 +163,7 @@ def test_published_network_has_its_published_size(maisi_state: dict[str, torch.T
 
 
 @pytest.mark.parametrize("layout", ["plain.pt", "wrapped.pt", "plain.safetensors"])
-def test_maisi_loads_every_published_layout(
-    layout: str, maisi_state: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_maisi_loads_every_published_layout(layout: str, maisi_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / layout
     if path.suffix == ".safetensors":
         save_file(maisi_state, path)
@@ -186,9 +184,7 @@ def test_maisi_is_found_in_the_weights_folder(
     assert load_autoencoder("maisi").name == "maisi"
 
 
-def test_every_difference_of_a_weights_file_is_listed(
-    maisi_state: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_every_difference_of_a_weights_file_is_listed(maisi_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     wrong = dict(maisi_state)
     del wrong["encoder.blocks.0.conv.conv.bias"]
     wrong["extra.weight"] = torch.zeros(1)
@@ -207,7 +203,7 @@ def test_maisi_without_weights_says_what_to_get_and_where_to_put_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NEUROMF_WEIGHTS", raising=False)
-    with pytest.raises(UserError, match="autoencoder_v1.pt: NEUROMF_WEIGHTS is not set") as error:
+    with pytest.raises(UserError, match=r"autoencoder_v1\.pt: NEUROMF_WEIGHTS is not set") as error:
         load_autoencoder("maisi")
     assert "NVIDIA Open Model License" in error.value.hint
     monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
