@@ -29,8 +29,8 @@ from neuromf.pipeline.train import train
 from neuromf.reporting.figures import comparison_sheet
 from neuromf.reporting.tables import markdown_table
 
-HEADS = 400
-FRACTIONS = (0.8, 0.04, 0.16)
+HEADS = 320
+FRACTIONS = (0.76, 0.04, 0.2)
 GENERATED = 64
 RECIPE = Recipe(size=(48, 48, 48), spacing_mm=4.0)
 MODELS = {"MeanFlow": "demo", "rectified flow": "demo-rectflow"}
