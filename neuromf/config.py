@@ -235,7 +235,7 @@ def known_keys(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[s
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):
             keys += known_keys(section, f"{prefix}{name}.")
-        else:
+        elif name != "preset":  # a label of the resolved settings; another preset is chosen with --preset
             keys.append(prefix + name)
     return keys
 

@@ -40,6 +40,8 @@ def atomic_path(path: str | Path, *, suffix: str = "") -> Iterator[Path]:
         if temporary.is_file():
             _fsync(temporary)
             temporary.chmod(0o666 & ~_umask())
+        elif not temporary.exists():
+            raise FileNotFoundError(errno.ENOENT, "nothing was written to its temporary name", str(temporary))
         elif path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)

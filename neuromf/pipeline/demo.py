@@ -122,7 +122,7 @@ def _measure(
         folder / "volumes",
         heads("test"),
         autoencoder=autoencoder,
-        train=heads("train") if nfe == 1 else None,
+        train=heads("train") if (run.name, nfe) == ("demo", 1) else None,
         out=folder / "evaluation",
         seed=seed,
         progress=progress,

@@ -167,6 +167,10 @@ def plan(config: TrainConfig, data: Path, *, device: str = "auto", info: LatentF
     # weights, the averages, and two moments of the optimiser, float32, for every kept checkpoint and one in the making
     disk = need.parameters * 4 * (3 + len(config.ema.decays)) * (config.intervals.keep_checkpoints + 1)
     warnings = [text for decay in config.ema.decays if (text := window_warning(decay, updates))]
+    if training.precision == "bf16" and not on_cuda:
+        warnings.append(
+            "bf16 on a CPU: torch 2.13 gives wrong Conv3d weight gradients on grids of 2^3 cells; fp32 is safe"
+        )
     return Plan(config, shape, subjects, updates, need, total, name, disk, warnings)
 
 
