@@ -199,9 +199,7 @@ def parameter_count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def build_network(
-    name: str, latent_channels: int, *, pad: bool = False, patch: int = 1, **settings: Any
-) -> nn.Module:
+def build_network(name: str, latent_channels: int, *, pad: bool = False, patch: int = 1, **settings: Any) -> nn.Module:
     """The network a configuration names.
 
     Args:

@@ -165,9 +165,7 @@ def _render_one(label_map: LabelMap | None, recipe: Recipe, job: _Job) -> Render
     size, spacing_mm, contrast, stripped = recipe.size, recipe.spacing_mm, recipe.contrast, recipe.stripped
     if label_map is None:
         return phantom(job.seed, size, spacing_mm, contrast=contrast, stripped=stripped)
-    return render_label_map(
-        label_map, job.seed, size=size, spacing_mm=spacing_mm, contrast=contrast, stripped=stripped
-    )
+    return render_label_map(label_map, job.seed, size=size, spacing_mm=spacing_mm, contrast=contrast, stripped=stripped)
 
 
 def _write(out: Path, job: _Job, rendering: Rendering, labels: bool) -> None:

@@ -53,12 +53,11 @@ def test_two_thousand_samples_with_the_command_as_it_stands(tmp_path: Path, monk
 @pytest.mark.gate("P6-T5")
 def test_one_evaluation_of_meanflow_is_nearer_to_real_heads_than_of_rectflow(tmp_path: Path) -> None:
     """The demo's comparison, a fifth of its length."""
-    from neuromf.metrics.distances import frechet_distance
-    from neuromf.metrics.features import descriptor
-
     import torch
 
     from neuromf.data.latents import LatentDataset
+    from neuromf.metrics.distances import frechet_distance
+    from neuromf.metrics.features import descriptor
 
     render([], tmp_path / "heads", n=120, recipe=Recipe(size=(32, 32, 32), spacing_mm=6.0))
     spec = Preprocessing(size=(32, 32, 32), spacing_mm=6.0, centre="grid")
