@@ -32,7 +32,7 @@ from neuromf.reporting.tables import markdown_table
 HEADS = 320
 FRACTIONS = (0.76, 0.04, 0.2)
 GENERATED = 64
-RECIPE = Recipe(size=(48, 48, 48), spacing_mm=4.0)
+RECIPE = Recipe(size=(32, 32, 32), spacing_mm=6.0)
 MODELS = {"MeanFlow": "demo", "rectified flow": "demo-rectflow"}
 EVALUATIONS = (1, 10)
 SHOWN = 4

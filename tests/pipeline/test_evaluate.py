@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,15 +50,6 @@ def _write(folder: Path, volumes: np.ndarray, *, spacing: float = 2.0, scale: fl
     for i, volume in enumerate(volumes):
         nib.save(nib.Nifti1Image(volume * scale, np.diag([spacing] * 3 + [1])), folder / f"v{i:03d}.nii.gz")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Thousands of tiny operations: a second thread only waits, for long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
