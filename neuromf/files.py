@@ -39,7 +39,6 @@ def atomic_path(path: str | Path, *, suffix: str = "") -> Iterator[Path]:
         yield temporary
         if temporary.is_file():
             _fsync(temporary)
-            temporary.chmod(0o666 & ~_umask())
         elif not temporary.exists():
             raise FileNotFoundError(errno.ENOENT, "nothing was written to its temporary name", str(temporary))
         elif path.is_dir():
@@ -59,12 +58,6 @@ def atomic_path(path: str | Path, *, suffix: str = "") -> Iterator[Path]:
         if temporary is not None and temporary.exists():
             with suppress(OSError):
                 shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _fsync(path: Path) -> None:

@@ -58,14 +58,14 @@ def draw_times(
     return clamp_times(r, t, objective.t_min if objective.prediction == "x" else 0.0)
 
 
-def data_order(seed: int, samples: int) -> Iterator[int]:
-    """Dataset indices without end: one keyed permutation after another."""
-    for _, index in numbered_order(seed, samples, 0):
-        yield index
-
-
 def numbered_order(seed: int, samples: int, start: int) -> Iterator[tuple[int, int]]:
-    """(running number, dataset index) from running number `start` on; number n lies in pass n // samples."""
+    """(running number, dataset index) without end, one keyed permutation of the dataset after another.
+
+    Args:
+        seed: of the permutations.
+        samples: size of the dataset; running number n lies in pass n // samples.
+        start: the first running number.
+    """
     number = start
     while True:
         permutation = torch.randperm(samples, generator=keyed_generator(seed, "order", number // samples)).tolist()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neuromf.config import ObjectiveConfig
 from neuromf.losses.derivative import derivative
-from neuromf.losses.meanflow import Tangent, Terms, adaptive_weight, lp_loss, meanflow_terms, rectflow_terms
+from neuromf.losses.meanflow import Tangent, Terms, lp_loss, meanflow_terms, rectflow_terms, weighted
 from neuromf.losses.path import average_velocity, data_estimate
 
 
@@ -73,21 +73,21 @@ class Objective(nn.Module):
         config = self.config
         terms = self.terms(x, eps, r, t)
         raw = self.raw_loss(terms.V, terms.target)
-        weight = adaptive_weight(raw, config.norm_p, config.norm_eps)
-        loss = (raw * weight).mean()
+        adapted = weighted(raw, config.norm_p, config.norm_eps)
+        loss = adapted.mean()
         if config.fm_weight:
             flow = self.raw_loss(self.u(terms.z, t, t), terms.target)
-            loss = loss + config.fm_weight * (flow * adaptive_weight(flow, config.norm_p, config.norm_eps)).mean()
-        return Loss(loss, self._record(terms, raw.detach(), weight, r, t))
+            loss = loss + config.fm_weight * weighted(flow, config.norm_p, config.norm_eps).mean()
+        return Loss(loss, self._record(terms, raw.detach(), adapted.detach(), r, t))
 
     @torch.no_grad()
-    def _record(self, terms: Terms, raw: Tensor, weight: Tensor, r: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def _record(self, terms: Terms, raw: Tensor, adapted: Tensor, r: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Per-sample figures, each (B,): norms are root mean squares over a sample's elements."""
         V, u, v = terms.V.detach().float(), terms.u.detach().float(), terms.target
         x_hat = data_estimate(u, terms.z, t, "u")
         return {
             "raw": raw,
-            "weighted": raw * weight,
+            "weighted": adapted,
             "denominator": raw + self.config.norm_eps,
             "moving": terms.moving,
             "r": r,
