@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -18,8 +20,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
     """One thread: small tensors gain nothing from more, and threads that wait for each other lose much."""
-    import torch
-
     torch.set_num_threads(1)
 
 
@@ -27,7 +27,7 @@ def few_threads() -> None:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the person who runs the tests reaches them."""
     for name in os.environ:
-        if name.startswith("NEUROMF_") and name != "NEUROMF_TEST_DATA":
+        if name.startswith("NEUROMF_") and name not in ("NEUROMF_TEST_DATA", "NEUROMF_TEST_GOLDEN"):
             monkeypatch.delenv(name)
 
 
@@ -43,6 +43,21 @@ def shared_data() -> Path:
     if not (folder / "hippocampus").is_dir():
         pytest.skip(f"no real scans at {folder}: set NEUROMF_TEST_DATA to the folder that holds hippocampus/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Tensor]]:
+    """`golden("net")` reads net.npz of the reference vectors as torch tensors; never copied here."""
+    default = REPOSITORY.parent / "shared/reference/golden"
+    folder = Path(os.environ.get("NEUROMF_TEST_GOLDEN", default))
+    if not (folder / "net.npz").is_file():
+        pytest.skip("no golden vectors: set NEUROMF_TEST_GOLDEN to the folder that holds net.npz")
+
+    def read(name: str) -> dict[str, Tensor]:
+        with np.load(folder / f"{name}.npz") as arrays:
+            return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ the step uses, and with attention on the math kernel (the fused kernels have no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -32,8 +33,20 @@ def exact(u: Field, z: Tensor, r: Tensor, t: Tensor, tangent: Tensor) -> Tensor:
     Returns:
         (B, C, I, J, K).
     """
-    with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+    with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), _whole_float32():
         return torch.func.jvp(lambda z_, t_: u(z_, r, t_), (z, t), (tangent, torch.ones_like(t)))[1]
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Convolutions and products in all 24 bits: cuDNN's default, TF32, keeps 11 and would be the largest error left."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def finite_difference(fd_step: float) -> Derivative:

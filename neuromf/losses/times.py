@@ -52,6 +52,11 @@ def clamp_times(r: Tensor, t: Tensor, t_min: float) -> tuple[Tensor, Tensor]:
     return torch.where(r == t, lifted, torch.minimum(r, lifted)), lifted
 
 
+def limit_gap(r: Tensor, t: Tensor, gap: float) -> Tensor:
+    """r raised until t - r <= gap (the curriculum of gaps); (B,), (B,) -> (B,)."""
+    return torch.maximum(r, t - gap)
+
+
 def equal_mask(batch: int, data_proportion: float, rounding: Tensor, order: Tensor) -> Tensor:
     """Which samples of a batch get r = t.
 

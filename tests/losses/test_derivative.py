@@ -66,6 +66,17 @@ def test_autocast_is_off_inside_and_on_again_after(point):
     torch.testing.assert_close(du_dt, tangent @ layer.weight.detach().T)
 
 
+def test_tf32_is_off_inside_and_as_before_after(point):
+    cudnn = torch.backends.cudnn
+    before, seen = cudnn.allow_tf32, []
+    for allowed in (True, False):
+        cudnn.allow_tf32 = allowed
+        exact(lambda z, r, t: seen.append(cudnn.allow_tf32) or polynomial(z, r, t), *point)
+        seen.append(cudnn.allow_tf32)
+    cudnn.allow_tf32 = before
+    assert seen == [False, True, False, False]
+
+
 @pytest.mark.parametrize("conditioning", ["t+h", "r+t", "h"])
 def test_the_unet_with_attention_matches_a_central_difference(conditioning):
     torch.manual_seed(0)

@@ -2,40 +2,72 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from neuromf.config import TrainingConfig
-from neuromf.losses.derivative import exact
-from neuromf.losses.meanflow import lp_loss, meanflow_terms, weighted
+from neuromf.conditions import Condition
+from neuromf.config import GuidanceConfig, ObjectiveConfig
+from neuromf.losses.guidance import interval_from_uniform, scale_from_uniform
 from neuromf.losses.path import velocity_from_x
 from neuromf.losses.times import logit_normal, mix_uniform, pair
 from neuromf.sampling.solvers import jump, time_grid
-from neuromf.training.ema import WeightAverage, half_life_decay
-from neuromf.training.optim import learning_rate
+from neuromf.training.objective import Draws, Objective
 
-WEIGHTS = ("W1", "Wt", "b1", "W2", "b2", "Wu", "bu")
-TANGENT = {"loss_imf_nohead_2d": "boundary", "loss_meanflow_2d": "velocity"}
 CLAMP = 0.05
+CLASSES = 3
+SUM = {"prediction": "u", "loss_reduction": "sum"}
+CLIPPED = {"name": "pmf", "prediction": "x", "t_min": CLAMP, "loss_reduction": "sum"}
+CASES: dict[str, dict[str, Any]] = {
+    "meanflow": {"objective": {"name": "meanflow", **SUM}},
+    "meanflow_cfg": {
+        "objective": {"name": "meanflow", **SUM},
+        "guidance": {"enabled": True, "omega": 1.8, "kappa": 0.5, "interval": (0.2, 0.7)},
+    },
+    "imf": {"objective": {"tangent": "v-head", **SUM}},
+    "imf_nohead": {"objective": SUM},
+    "imf_cfg": {"objective": {"tangent": "v-head", **SUM}, "guidance": {"enabled": True}},
+    "pmf": {"objective": {"tangent": "v-head", **CLIPPED}},
+    "pmf_nohead": {"objective": CLIPPED},
+}
+SECOND_HEAD = {name for name, case in CASES.items() if case["objective"].get("tangent") == "v-head"}
 
 
-class TinyNetwork:
-    """The golden README's network: U(z, k = (t, h)) on flattened samples, float64."""
+class TinyNetwork(nn.Module):
+    """The golden README's network: U and Vh of (z, k = (t, h)) and the conditions, on flattened samples, float64."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
-        self.weights = {name: weights[name].clone().requires_grad_() for name in WEIGHTS}
+        super().__init__()
+        arrays = {name: value for name, value in weights.items() if name != "num_classes"}
+        self.w = nn.ParameterDict({name: nn.Parameter(value.clone()) for name, value in arrays.items()})
 
-    def __call__(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        w = self.weights
-        times = torch.stack([t, t - r], dim=1)
-        hidden = torch.tanh(z.flatten(1) @ w["W1"] + times @ w["Wt"] + w["b1"])
-        hidden = torch.tanh(hidden @ w["W2"] + w["b2"])
-        return (hidden @ w["Wu"] + w["bu"]).reshape(z.shape)
+    def trunk(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        w = self.w
+        inside = z.flatten(1) @ w["W1"] + torch.stack([t, t - r], dim=1) @ w["Wt"] + w["b1"]
+        if condition is not None:
+            inside = inside + w["Ey"][condition.label]
+            if condition.omega is not None:
+                q = torch.cat([1 - 1 / condition.omega[:, None], condition.interval], dim=1)
+                inside = inside + q @ w["Wc"]
+        return torch.tanh(torch.tanh(inside) @ w["W2"] + w["b2"])
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        return (self.trunk(z, r, t, condition) @ self.w["Wu"] + self.w["bu"]).reshape(z.shape)
+
+    def heads(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None = None) -> tuple[Tensor, Tensor]:
+        v = self.trunk(z, r, t, condition) @ self.w["Wv"] + self.w["bv"]
+        return self(z, r, t, condition), v.reshape(z.shape)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
     torch.testing.assert_close(found.detach(), expected, rtol=tolerance, atol=tolerance)
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the array's largest entry."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
 
 
 @pytest.fixture
@@ -43,15 +75,28 @@ def network(golden):
     return TinyNetwork(golden("net"))
 
 
-def terms_of(case: str, case_data: dict[str, Tensor], network: TinyNetwork):
-    d = case_data
-    return meanflow_terms(network, d["x"], d["e"], d["r"], d["t"], tangent=TANGENT[case])
+def objective_of(case: str, network: TinyNetwork, **settings) -> Objective:
+    chosen = CASES[case]
+    config = ObjectiveConfig(**{**chosen["objective"], **settings})
+    return Objective(network, config, guidance=GuidanceConfig(**chosen.get("guidance", {})), classes=CLASSES)
 
 
-@pytest.mark.parametrize("case", TANGENT)
+def draws_of(case: str, d: dict[str, Tensor]) -> Draws:
+    """The stored draws; of the class drop, the reference's rule (the first n) is part of the draws."""
+    if "y" not in d:
+        return Draws(d["e"], d["r"], d["t"])
+    condition = Condition(d["y"])
+    if "omega" in d:
+        condition = Condition(d["y"], d["omega"], torch.stack([d["t_min"], d["t_max"]], dim=1))
+    dropped = torch.arange(len(d["y"])) < (d["unif_drop"] < 0.1).sum()
+    assert torch.equal(torch.where(dropped, CLASSES, d["y"]), d["y_in"])
+    return Draws(d["e"], d["r"], d["t"], condition, dropped)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_terms_agree(golden, network, case):
-    d = golden(case)
-    terms = terms_of(case, d, network)
+    d = golden(f"loss_{case}_2d")
+    terms = objective_of(case, network).terms(d["x"], draws_of(case, d))
     assert torch.equal(terms.moving, ~d["fm_mask"])
     assert terms.moving.any()
     close(terms.z, d["z_t"])
@@ -60,30 +105,57 @@ def test_the_terms_agree(golden, network, case):
     close(terms.V, d["V"])
     close(terms.tangent[terms.moving], d["tangent"][terms.moving])
     close(terms.du_dt[terms.moving], d["du_dt"][terms.moving])
+    if case in SECOND_HEAD:
+        close(terms.v, d["v_head"])
 
 
 @pytest.mark.parametrize("combination", range(4))
-@pytest.mark.parametrize("case", TANGENT)
+@pytest.mark.parametrize("case", CASES)
 def test_the_loss_and_the_gradients_of_all_weights_agree(golden, network, case, combination):
-    d = golden(case)
-    terms = terms_of(case, d, network)
-    raw = lp_loss(terms.V, terms.target, reduction="sum")
-    loss = weighted(raw, float(d["norm_p"][combination]), float(d["norm_eps"][combination]))
-    loss.mean().backward()
-    close(raw, d["raw_u"])
-    close(loss, d["wloss_u"][combination])
-    close(loss.mean(), d["loss"][combination])
-    for name in WEIGHTS:
-        close(network.weights[name].grad, d[f"grad_{name}"][combination], 1e-10)
+    d = golden(f"loss_{case}_2d")
+    norms = {"norm_p": float(d["norm_p"][combination]), "norm_eps": float(d["norm_eps"][combination])}
+    loss = objective_of(case, network, **norms)(d["x"], *draws_of(case, d))
+    loss.value.backward()
+    close(loss.record["raw"], d["raw_u"])
+    close(loss.record["weighted"], d["wloss_u"][combination])
+    if case in SECOND_HEAD:
+        close(loss.record["raw_v"], d["raw_v"])
+    close(loss.value, d["loss"][combination])
+    compared = [key.removeprefix("grad_") for key in d if key.startswith("grad_")]
+    assert len(compared) >= 7
+    for name in compared:
+        expected = d[f"grad_{name}"][combination]
+        found = network.w[name].grad
+        assert (found is None and not expected.any()) or relative(found, expected) < 1e-10, name
 
 
-def test_an_x_prediction_has_the_derivative_of_the_reference_above_and_below_the_clamp(golden, network):
-    d = golden("loss_pmf_nohead_2d")
-    assert (d["t"] < CLAMP).any()
-    u = lambda z, r, t: velocity_from_x(z, network(z, r, t), t, CLAMP)
-    close(u(d["z_t"], d["r"], d["t"]), d["u"])
-    close(u(d["z_t"], d["t"], d["t"]), d["tangent"])
-    close(exact(u, d["z_t"], d["r"], d["t"], d["tangent"]), d["du_dt"], 1e-10)
+@pytest.mark.parametrize("combination", range(4))
+@pytest.mark.parametrize("case", ["imf", "pmf"])
+def test_the_gradients_of_the_average_velocity_alone_agree(golden, network, case, combination):
+    d = golden(f"loss_{case}_2d")
+    norms = {"norm_p": float(d["norm_p"][combination]), "norm_eps": float(d["norm_eps"][combination])}
+    objective_of(case, network, vhead_weight=0.0, **norms)(d["x"], *draws_of(case, d)).value.backward()
+    compared = [key.removeprefix("gradu_") for key in d if key.startswith("gradu_")]
+    assert len(compared) >= 7
+    for name in compared:
+        expected, found = d[f"gradu_{name}"][combination], network.w[name].grad
+        if not expected.any():
+            assert found is None or not found.any(), name
+        else:
+            assert relative(found, expected) < 1e-10, name
+
+
+@pytest.mark.parametrize("beta", ["1.0", "2.0"])
+def test_guidance_scales_come_from_the_same_uniforms(golden, beta):
+    d = golden("time_samplers")
+    close(scale_from_uniform(d["cfg_unif_omega"], 8.0, float(beta)), d[f"imf_omega_beta{beta}"], 1e-14)
+
+
+def test_guidance_intervals_come_from_the_same_uniforms(golden):
+    d = golden("time_samplers")
+    interval = interval_from_uniform(d["cfg_unif_tmin"], d["cfg_unif_tmax"], torch.arange(17) < 8)
+    close(interval[:, 0], d["imf_t_min"], 1e-15)
+    close(interval[:, 1], d["imf_t_max"], 1e-15)
 
 
 # --- time samplers -------------------------------------------------------------------------------------------
@@ -134,71 +206,32 @@ def test_the_orders_of_py_meanflow_with_separate_parameters_for_r(golden):
 # --- sampling ------------------------------------------------------------------------------------------------
 
 
+KINDS = {
+    "meanflow": (False, None, 1.0),
+    "pmf": (True, None, 1.0),
+    "pmf_noise2": (True, None, 2.0),
+    "imf_cfg": (False, (2.5, 0.2, 0.8), 1.0),
+    "pmf_cfg": (True, (2.5, 0.2, 0.8), 1.0),
+}
+
+
+STORED = [("2d", kind) for kind in KINDS] + [("3d", "meanflow"), ("3d", "pmf")]
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
-@pytest.mark.parametrize("dimension", ["2d", "3d"])
-@pytest.mark.parametrize("kind", ["meanflow", "pmf"])
+@pytest.mark.parametrize(("dimension", "kind"), STORED)
 def test_samples_agree_in_any_number_of_steps(golden, network, kind, dimension, steps):
     d = golden("sampling")
-    u = network if kind == "meanflow" else lambda z, r, t: velocity_from_x(z, network(z, r, t), t, CLAMP)
+    predicts_data, guidance, scale = KINDS[kind]
+    noise = d[f"{dimension}_noise"]
+    condition = None
+    if guidance:
+        labels = torch.tensor([0, 1, 2, 0])[: len(noise)]
+        omega = torch.full((len(noise),), guidance[0], dtype=torch.float64)
+        condition = Condition(labels, omega, torch.tensor(guidance[1:], dtype=torch.float64).expand(len(noise), 2))
+    output = lambda z, r, t: network(z, r, t, condition)
+    u = (lambda z, r, t: velocity_from_x(z, output(z, r, t), t, CLAMP)) if predicts_data else output
     close(torch.tensor(time_grid(steps), dtype=torch.float64), d[f"t_steps{steps}"], 1e-15)
     with torch.no_grad():
-        found = jump(u, d[f"{dimension}_noise"], time_grid(steps))
-    close(found, d[f"{dimension}_{kind}_steps{steps}"], 1e-11)
-
-
-# --- weight averages and learning rates ------------------------------------------------------------------------
-
-
-class Vector(torch.nn.Module):
-    def __init__(self, value: Tensor) -> None:
-        super().__init__()
-        self.value = torch.nn.Parameter(value.clone())
-
-
-def follow(path: Tensor, decays: list[float]) -> Tensor:
-    """The average after each of the updates that `path` (K + 1, n) records."""
-    network = Vector(path[0])
-    average = WeightAverage(network, decays[0])
-    states = [average.weights["value"].clone()]
-    for value, decay in zip(path[1:], decays, strict=True):
-        average.decay = decay
-        network.value.data = value.clone()
-        average.update(network)
-        states.append(average.weights["value"].clone())
-    return torch.stack(states).double()
-
-
-@pytest.mark.parametrize("decay", [0.9, 0.99, 0.9999])
-def test_the_average_of_a_constant_decay(golden, decay):
-    d = golden("ema")
-    close(follow(d["params"], [decay] * 40), d[f"const_{decay:g}"], 2e-6)  # averages are float32
-
-
-@pytest.mark.parametrize("kimg", [500, 1000, 2000])
-def test_half_life_decays_of_any_batch(golden, kimg):
-    d = golden("ema")
-    for suffix, batch in (("", 1024), ("_batch32", 32), ("_batch256", 256)):
-        found = [half_life_decay(1000 * kimg, batch, int(k)) for k in d["steps"]]
-        close(torch.tensor(found, dtype=torch.float64), d[f"edm_beta_{kimg}kimg{suffix}"], 1e-13)
-
-
-@pytest.mark.parametrize("kimg", ["0.5", "1.0"])
-def test_the_average_of_a_half_life_that_leaves_its_ramp(golden, kimg):
-    d = golden("ema")
-    decays = [half_life_decay(1000 * float(kimg), 1024, k) for k in range(1, 41)]
-    key = next(k for k in (f"edm_{kimg}kimg", f"edm_{float(kimg):g}kimg") if k in d)
-    close(torch.tensor(decays, dtype=torch.float64), d[f"edm_beta_{key[4:]}_steps1to40"], 1e-13)
-    close(follow(d["params"], decays), d[key], 2e-6)
-
-
-def test_learning_rates_by_finished_updates(golden):
-    d = golden("lr")
-
-    def rates(updates: int, **settings) -> Tensor:
-        config = TrainingConfig(updates=updates, lr=1e-4, **settings)
-        return torch.tensor([learning_rate(int(k), updates, config) for k in d["steps"]], dtype=torch.float64)
-
-    close(rates(1000, schedule="constant", warmup_steps=70), d["warmup_const_10x7"], 1e-13)
-    close(rates(1000, schedule="constant", warmup_steps=0), d["warmup_const_0x7"], 1e-13)
-    cosine = rates(141, schedule="cosine", warmup_steps=70, lr_final=1e-5)
-    close(cosine, d["warmup_cosine_10x7_of30_min0.1"], 1e-13)
+        found = jump(u, scale * noise, time_grid(steps))
+    assert relative(found, d[f"{dimension}_{kind}_steps{steps}"]) < 1e-12

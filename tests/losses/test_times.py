@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuromf.losses.times import clamp_times, equal_mask, logit_normal, mix_uniform, pair
+from neuromf.losses.times import clamp_times, equal_mask, limit_gap, logit_normal, mix_uniform, pair
 
 ORDERS = ("sort-then-mask", "mask-then-sort", "min")
 
@@ -58,6 +58,12 @@ def test_times_are_lifted_to_the_clamp_without_breaking_the_pairs():
     assert high.tolist() == pytest.approx([0.05, 0.05, 0.05, 0.9])
     assert low.tolist() == pytest.approx([0.05, 0.005, 0.0, 0.3])
     assert all(torch.equal(a, b) for a, b in zip(clamp_times(r, t, 0.0), (r, t), strict=True))
+
+
+def test_a_limited_gap_raises_r_alone_and_only_where_it_is_wider():
+    r, t = torch.tensor([0.0, 0.5, 0.6, 0.3]), torch.tensor([1.0, 0.7, 0.6, 0.6])
+    assert limit_gap(r, t, 0.25).tolist() == pytest.approx([0.75, 0.5, 0.6, 0.35])
+    assert torch.equal(limit_gap(r, t, 1.0), r)
 
 
 @settings(max_examples=50, deadline=None)
