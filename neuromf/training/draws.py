@@ -6,37 +6,59 @@ samples on (seed, role, micro-batch): one process with batch 2B sees what two wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from neuromf.config import ObjectiveConfig, TimesConfig
-from neuromf.losses.times import clamp_times, equal_mask, logit_normal, mix_uniform, pair
+from neuromf.conditions import Condition
+from neuromf.config import GuidanceConfig, ObjectiveConfig, TimesConfig
+from neuromf.losses.guidance import interval_from_uniform, scale_from_uniform
+from neuromf.losses.times import clamp_times, equal_mask, limit_gap, logit_normal, mix_uniform, pair
 from neuromf.sampling.noise import keyed_generator
 
-
-class Draws(NamedTuple):
-    """Arguments of the objective: eps (B, C, I, J, K), r (B,), t (B,)."""
-
-    eps: Tensor
-    r: Tensor
-    t: Tensor
+BLOCK_ELEMENTS = 4096
 
 
 def draw_noise(seed: int, role: str, numbers: Sequence[int], shape: Sequence[int], device: torch.device) -> Tensor:
-    """eps ~ N(0, I) for the samples of these running numbers, (B, C, I, J, K), on the device that uses it."""
-    return torch.stack(
-        [
-            torch.randn(*shape, device=device, generator=keyed_generator(seed, role, "eps", n, device=device))
-            for n in numbers
-        ]
-    )
+    """eps ~ N(0, I) for the samples of these running numbers, (B, C, I, J, K), on the device that uses it.
+
+    One generator serves a block of small samples, so that points cost no more than volumes per number drawn; the
+    noise of a number is the same whichever others are asked for.
+    """
+    block = max(1, BLOCK_ELEMENTS // math.prod(shape))
+    if block == 1:
+        return torch.stack(
+            [torch.randn(*shape, device=device, generator=_noise_of(seed, role, n, device)) for n in numbers]
+        )
+    rows = []
+    for number, members in groupby(numbers, lambda n: n // block):
+        whole = torch.randn(block, *shape, device=device, generator=_noise_of(seed, role, number, device))
+        rows.append(whole[torch.tensor([n % block for n in members], device=device)])
+    return torch.cat(rows)
+
+
+def _noise_of(seed: int, role: str, number: int, device: torch.device) -> torch.Generator:
+    return keyed_generator(seed, role, "eps", number, device=device)
+
+
+def largest_gap(progress: float, times: TimesConfig) -> float:
+    """The largest t - r at this share of the training: from `gap_start` straight up to 1."""
+    if times.gap_curriculum == 0:
+        return 1.0
+    return times.gap_start + (1 - times.gap_start) * min(progress / times.gap_curriculum, 1.0)
 
 
 def draw_times(
-    seed: int, role: str, micro_batch: int, size: int, times: TimesConfig, objective: ObjectiveConfig
+    seed: int,
+    role: str,
+    micro_batch: int,
+    size: int,
+    times: TimesConfig,
+    objective: ObjectiveConfig,
+    progress: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The pairs (r, t) of one global micro-batch of `size` samples, each (size,), float32 on the CPU."""
     generator = keyed_generator(seed, role, "times", micro_batch)
@@ -55,7 +77,36 @@ def draw_times(
     r, t = pair(first, second, equal, times.order)
     whole = ~equal & (uniform[5] < times.one_step_share)
     r, t = torch.where(whole, 0.0, r), torch.where(whole, 1.0, t)
-    return clamp_times(r, t, objective.t_min if objective.prediction == "x" else 0.0)
+    if times.gap_curriculum:
+        r = limit_gap(r, t, largest_gap(progress, times))
+    clips_its_target = objective.name == "pmf"
+    return clamp_times(r, t, objective.t_min if objective.prediction == "x" and not clips_its_target else 0.0)
+
+
+def draw_conditions(
+    seed: int, role: str, micro_batch: int, label: Tensor, equal: Tensor, guidance: GuidanceConfig
+) -> tuple[Condition, Tensor]:
+    """The conditions of one global micro-batch and which labels are dropped, independently of everything else.
+
+    Args:
+        label: (B,) classes.
+        equal: (B,) bool, r = t; such samples get the whole guidance interval.
+        guidance: shares and ranges; scales and intervals are drawn where it is enabled.
+
+    Returns:
+        The condition before dropping, and (B,) bool.
+    """
+    uniform = torch.rand(4, len(label), generator=keyed_generator(seed, role, "conditions", micro_batch))
+    dropped = uniform[0] < guidance.label_drop
+    if not guidance.enabled:
+        return Condition(label), dropped
+    omega = scale_from_uniform(uniform[1], guidance.omega_max, guidance.omega_beta)
+    return Condition(label, omega, interval_from_uniform(uniform[2], uniform[3], equal)), dropped
+
+
+def draw_corners(seed: int, role: str, micro_batch: int, size: int) -> Tensor:
+    """Where the decoded crops of one global micro-batch begin, (size, 3) in [0, 1)."""
+    return torch.rand(size, 3, generator=keyed_generator(seed, role, "corners", micro_batch))
 
 
 def numbered_order(seed: int, samples: int, start: int) -> Iterator[tuple[int, int]]:

@@ -18,26 +18,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from neuromf.config import TrainConfig
 from neuromf.devices import torch_device
 from neuromf.errors import GuardError, Interrupted
 from neuromf.files import write_json
-from neuromf.losses.path import average_velocity
-from neuromf.sampling.noise import noise_batch
-from neuromf.sampling.solvers import jump, time_grid
 from neuromf.training import checkpoint
-from neuromf.training.draws import Draws, draw_noise, draw_times, numbered_order
-from neuromf.training.ema import WeightAverage, averaged_weights
+from neuromf.training.ema import WeightAverage, build_averages
+from neuromf.training.feed import Batch, Clock, Feed
 from neuromf.training.guards import Guards
 from neuromf.training.interrupts import StopRequest
-from neuromf.training.objective import Objective
+from neuromf.training.objective import Objective, Perceptual
 from neuromf.training.optim import build_optimizer, learning_rate
 from neuromf.training.telemetry import Epoch, Summaries, TensorBoard
-
-MINIMUM_EPOCH = 10
-VALIDATION_SAMPLES = 64
+from neuromf.training.validation import fixed_samples, validate
 
 
 class Listener(Protocol):
@@ -67,26 +62,6 @@ class TrainResult(NamedTuple):
 
 
 @dataclass
-class Clock:
-    """Lengths of a run in updates."""
-
-    samples: int
-    batch: int
-    config: TrainConfig
-
-    @property
-    def epoch_updates(self) -> int:
-        """Updates of an epoch: one pass over the training split, at least `MINIMUM_EPOCH`."""
-        return max(self.samples // self.batch, MINIMUM_EPOCH)
-
-    @property
-    def updates(self) -> int:
-        """Updates of the whole run."""
-        training = self.config.training
-        return training.updates or (training.epochs or 1) * self.epoch_updates
-
-
-@dataclass
 class Run:
     """The parts of a run in progress."""
 
@@ -100,14 +75,14 @@ class Run:
     guards: Guards
     clock: Clock
     listener: Listener
-    shape: tuple[int, ...]
+    feed: Feed
     update: int = 0
     epoch: Epoch = field(default_factory=Epoch)
 
     @property
     def selected(self) -> WeightAverage:
         """The average that validation and samples use."""
-        return self.averages[f"{self.config.ema.select:g}"]
+        return self.averages[self.config.ema.selected]
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
@@ -132,28 +107,41 @@ def train(
     *,
     device: str = "auto",
     channel_weights: Tensor | None = None,
+    classes: int = 0,
+    perceptual: Perceptual | None = None,
 ) -> TrainResult:
     """Train `network` on whitened latents, or go on where the run folder's newest checkpoint stands.
 
     Args:
         config: resolved settings.
         folder: the run folder.
-        network: maps (z, r, t) to (B, C, I, J, K).
-        training_set, validation_set: items (C, I, J, K), whitened.
+        network: maps (z, r, t) and, where there are any, a condition to (B, C, I, J, K).
+        training_set, validation_set: see `feed.LatentItems`.
         listener: callbacks.
         device: auto, cpu, cuda or mps.
         channel_weights: (C,) or None.
+        classes: K, where the network takes classes.
+        perceptual: distance of decoded crops, where the objective gives it a weight.
 
     Raises:
         GuardError: divergence or too many non-finite updates; the last checkpoint is kept.
         Interrupted: a signal; the state was saved.
     """
-    run = _build(config, folder, network, training_set, listener, device, channel_weights)
+    objective = Objective(
+        network,
+        config.objective,
+        channel_weights,
+        guidance=config.guidance,
+        classes=classes,
+        channels=training_set[0].shape[0],
+        perceptual=perceptual,
+    )
+    run = _build(config, folder, objective, training_set, listener, device)
     _resume(run)
     started, first = time.perf_counter(), run.update
     summaries = Summaries(folder, run.update)
     board = TensorBoard(folder, run.update) if run.accelerator.is_main_process else None
-    batches = _batches(run, training_set)
+    batches = run.feed.batches(run.update)
     with StopRequest() as stop:
         while run.update < run.clock.updates:
             began = time.perf_counter()
@@ -187,18 +175,17 @@ def train(
 def _build(
     config: TrainConfig,
     folder: Path,
-    network: nn.Module,
+    objective: Objective,
     training_set: Dataset[Tensor],
     listener: Listener,
     device: str,
-    channel_weights: Tensor | None,
 ) -> Run:
     accelerator = make_accelerator(device, config.training.precision)
     samples = len(training_set)  # type: ignore[arg-type]
     batch = config.training.batch_size * config.training.accumulation * accelerator.num_processes
     clock = Clock(samples, batch, config)
-    objective = Objective(network.to(accelerator.device), config.objective, channel_weights)
-    averages = {f"{decay:g}": WeightAverage(network, decay) for decay in config.ema.decays}
+    objective.to(accelerator.device)
+    averages = build_averages(objective.network, config.ema)
     prepared, optimizer = accelerator.prepare(objective, build_optimizer(objective, config.training))
     return Run(
         config=config,
@@ -211,7 +198,7 @@ def _build(
         guards=Guards(config.guards),
         clock=clock,
         listener=listener,
-        shape=tuple(training_set[0].shape),
+        feed=Feed(training_set, clock, accelerator.device, accelerator.process_index, accelerator.num_processes),
     )
 
 
@@ -223,6 +210,7 @@ def _resume(run: Run) -> None:
         return
     saved = checkpoint.load(newest)
     run.bare.network.load_state_dict(saved.model)
+    run.bare.load_state_dict(saved.state.get("objective", {}), strict=False)
     for decay, average in run.averages.items():
         average.load(saved.averages[decay])
     run.optimizer.load_state_dict(saved.state["optimizer"])
@@ -243,6 +231,7 @@ def _save(run: Run) -> None:
             averages={decay: average.weights for decay, average in run.averages.items()},
             state={
                 "optimizer": run.optimizer.state_dict(),
+                "objective": run.bare.own_state(),
                 "guards": run.guards.state(),
                 "epoch": run.epoch.state(),
             },
@@ -251,37 +240,7 @@ def _save(run: Run) -> None:
     )
 
 
-def _batches(run: Run, dataset: Dataset[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-    """(running sample numbers, whitened latents) of this process's micro-batches, from the present update on."""
-    size, world = run.config.training.batch_size, run.accelerator.num_processes
-    start = run.update * run.clock.batch
-    rank = run.accelerator.process_index
-    order = numbered_order(run.config.training.seed, run.clock.samples, start)
-    plan: list[list[int]] = []  # numbers of the micro-batches the loader has been asked for, oldest first
-
-    def indices() -> Iterator[list[int]]:
-        for _ in range((run.clock.updates - run.update) * run.config.training.accumulation):
-            pairs = [next(order) for _ in range(size * world)][rank * size : (rank + 1) * size]
-            plan.append([number for number, _ in pairs])
-            yield [index for _, index in pairs]
-
-    loader = DataLoader(dataset, batch_sampler=indices(), num_workers=run.config.training.workers)
-    for x in loader:
-        yield plan.pop(0), x.to(run.accelerator.device, non_blocking=True)
-
-
-def _draws(run: Run, numbers: list[int]) -> Draws:
-    """The draws of this process's samples of one global micro-batch."""
-    seed, world = run.config.training.seed, run.accelerator.num_processes
-    size, device = len(numbers), run.accelerator.device
-    rank = run.accelerator.process_index
-    r, t = draw_times(seed, "train", numbers[0] // (size * world), size * world, run.config.times, run.config.objective)
-    mine = slice(rank * size, (rank + 1) * size)
-    eps = draw_noise(seed, "train", numbers, run.shape, device)
-    return Draws(eps, r[mine].to(device), t[mine].to(device))
-
-
-def _update(run: Run, batches: Iterator[tuple[list[int], Tensor]]) -> tuple[dict[str, Tensor], float]:
+def _update(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float]:
     """One optimiser update over `accumulation` micro-batches; returns the record and the gradient norm."""
     training = run.config.training
     lr = learning_rate(run.update, run.clock.updates, training)
@@ -291,10 +250,10 @@ def _update(run: Run, batches: Iterator[tuple[list[int], Tensor]]) -> tuple[dict
     run.optimizer.zero_grad(set_to_none=True)
     records: list[dict[str, Tensor]] = []
     for micro in range(training.accumulation):
-        numbers, x = next(batches)
+        x, draws, progress = next(batches)
         last = micro == training.accumulation - 1
         with _synchronising(run, last):
-            loss = run.objective(x, *_draws(run, numbers))
+            loss = run.objective(x, *draws, progress=progress)
             run.accelerator.backward(loss.value / training.accumulation)
         records.append(loss.record)
     clip = training.clip if training.clip is not None else math.inf
@@ -303,10 +262,10 @@ def _update(run: Run, batches: Iterator[tuple[list[int], Tensor]]) -> tuple[dict
     record = {name: torch.cat([r[name] for r in records]) for name in records[0]}
     if math.isfinite(norm) and bool(torch.isfinite(record["raw"]).all()):
         run.optimizer.step()
-        for average in run.averages.values():
-            average.update(run.bare.network)
     else:
         run.listener.message("warning: " + run.guards.skip_nonfinite(run.update))
+    for average in run.averages.values():  # after a skipped update too, or an average would lose a whole period
+        average.update(run.bare.network, run.update, run.clock.batch)
     return record, norm
 
 
@@ -352,46 +311,13 @@ def _end_epoch(run: Run, summaries: Summaries, board: TensorBoard | None, valida
     summary["learning_rate"] = run.optimizer.param_groups[0]["lr"]
     summary["val_loss"] = summary["val_raw_loss"] = None
     if number % run.config.intervals.validation == 0 or final:
-        summary.update(_validate(run, validation_set))
+        summary.update(validate(run.bare, run.selected, validation_set, run.config, run.accelerator.device))
     if run.accelerator.is_main_process:
         summaries.add(summary)
         if board:
             board.write(summary)
         run.listener.epoch(summaries.epochs)
         if number % run.config.intervals.samples == 0 or final:
-            run.listener.samples(number, _fixed_samples(run))
+            device = run.accelerator.device
+            run.listener.samples(number, fixed_samples(run.bare, run.selected, run.config, run.feed.shape, device))
     run.epoch = Epoch()
-
-
-@torch.no_grad()
-def _validate(run: Run, dataset: Dataset[Tensor]) -> dict[str, float | None]:
-    """Raw and weighted loss of the selected average at fixed (t, r, eps), over at most 64 validation latents."""
-    count = min(len(dataset), VALIDATION_SAMPLES)  # type: ignore[arg-type]
-    if count == 0:
-        return {"val_loss": None, "val_raw_loss": None}
-    objective, seed = run.bare.eval(), run.config.training.seed
-    r, t = draw_times(seed, "validation", 0, count, run.config.times, run.config.objective)
-    raw, weighted = [], []
-    with averaged_weights(objective.network, run.selected):
-        for at in torch.arange(count).split(run.config.training.batch_size):
-            x = torch.stack([dataset[int(i)] for i in at]).to(run.accelerator.device)
-            eps = draw_noise(seed, "validation", at.tolist(), run.shape, x.device)
-            loss = objective(x, eps, r[at].to(x.device), t[at].to(x.device))
-            raw.append(loss.record["raw"])
-            weighted.append(loss.record["weighted"])
-    return {"val_loss": float(torch.cat(weighted).mean()), "val_raw_loss": float(torch.cat(raw).mean())}
-
-
-@torch.no_grad()
-def _fixed_samples(run: Run) -> Tensor:
-    """One-evaluation samples of the selected average from the run's fixed noise, whitened (B, C, I, J, K)."""
-    objective, config = run.bare.eval(), run.config.objective
-    noise = noise_batch(run.config.training.seed, range(run.config.intervals.sample_count), run.shape)
-    with averaged_weights(objective.network, run.selected):
-        data = objective.network if config.prediction == "x" else None
-        return jump(
-            lambda z, r, t: average_velocity(objective.network(z, r, t), z, t, config.prediction, config.t_min),
-            noise.to(run.accelerator.device),
-            time_grid(1),
-            data,
-        ).cpu()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuromf.models.unet import parameter_count
+from neuromf.models.networks import parameter_count
 
 GIB = 1 << 30
 
@@ -27,7 +27,9 @@ class Memory(NamedTuple):
         return int(1.1 * (self.state + self.activations))
 
 
-def estimate(network: nn.Module, shape: Sequence[int], batch: int, averages: int, half: bool) -> Memory:
+def estimate(
+    network: nn.Module, shape: Sequence[int], batch: int, averages: int, half: bool, v_head: bool = False
+) -> Memory:
     """Estimate the memory of one process.
 
     The activations are counted, not guessed: a forward pass on the `meta` device with a hook on every tensor saved
@@ -39,8 +41,9 @@ def estimate(network: nn.Module, shape: Sequence[int], batch: int, averages: int
         batch: samples per micro-batch.
         averages: number of weight averages kept.
         half: activations in bf16.
+        v_head: whether it has a second head, which is trained too.
     """
-    ghost = copy.deepcopy(network).to("meta")
+    ghost: Any = copy.deepcopy(network).to("meta")
     seen: dict[int, int] = {}
     kept: list[Any] = []  # keeps the tensors alive, so that an id is never given twice
 
@@ -52,7 +55,8 @@ def estimate(network: nn.Module, shape: Sequence[int], batch: int, averages: int
 
     z, time = torch.zeros(batch, *shape, device="meta"), torch.zeros(batch, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        ghost(z, time, time)
+        # A network with a second head is trained through both.
+        ghost.heads(z, time, time) if v_head else ghost(z, time, time)
     parameters = parameter_count(network)
     return Memory(parameters, parameters * 4 * (4 + averages), sum(seen.values()) // (2 if half else 1))
 

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 from itertools import islice
-from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
-from torch.utils.data import Dataset
 
-from neuromf.config import ObjectiveConfig, TimesConfig, TrainConfig
-from neuromf.training import loop
-from neuromf.training.draws import draw_noise, draw_times, numbered_order
+from neuromf.config import GuidanceConfig, ObjectiveConfig, TimesConfig
+from neuromf.training.draws import (
+    draw_conditions,
+    draw_corners,
+    draw_noise,
+    draw_times,
+    largest_gap,
+    numbered_order,
+)
 
 CPU = torch.device("cpu")
 SHAPE = (2, 3, 3, 3)
@@ -21,7 +25,7 @@ def times_of(size: int, micro_batch: int = 0, objective: ObjectiveConfig = U, **
     return draw_times(0, "train", micro_batch, size, TimesConfig(**settings), objective)
 
 
-# --- one process or many -------------------------------------------------------------------------------------
+# --- noise -------------------------------------------------------------------------------------------------------
 
 
 def test_the_noise_of_a_sample_depends_on_its_number_alone():
@@ -32,44 +36,20 @@ def test_the_noise_of_a_sample_depends_on_its_number_alone():
     assert not torch.equal(whole, draw_noise(1, "train", range(8), SHAPE, CPU))
 
 
-class Numbers(Dataset):
-    def __len__(self) -> int:
-        return 11
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.full(SHAPE, float(index))
-
-
-def process(rank: int, world: int, batch: int, update: int):
-    """(latents, eps, r, t) of the next three updates of one of `world` processes."""
-    config = TrainConfig(
-        _environment=False,
-        training={"updates": 9, "batch_size": batch, "accumulation": 2},
-        times={"data_proportion": 0.5},
-    )
-    run = SimpleNamespace(
-        config=config,
-        update=update,
-        clock=loop.Clock(11, batch * 2 * world, config),
-        accelerator=SimpleNamespace(num_processes=world, process_index=rank, device=CPU),
-        shape=SHAPE,
-    )
-    batches = loop._batches(run, Numbers())
-    return [(x, *loop._draws(run, numbers)) for numbers, x in islice(batches, 6)]
+@pytest.mark.parametrize("shape", [SHAPE, (4, 1, 1, 1), (2, 12, 16, 12), (3,)])
+def test_the_noise_of_a_number_is_the_same_whichever_others_are_asked_for(shape):
+    """Small samples share a generator in blocks; no block boundary shows."""
+    size = 2000 if len(shape) < 4 or shape[1] == 1 else 160
+    whole = draw_noise(0, "train", range(size), shape, CPU)
+    for numbers in ([0], [size - 1], range(70, 90), [5, size - 3, 76, 75, 74, 5], range(3, size, size // 7)):
+        assert torch.equal(draw_noise(0, "train", numbers, shape, CPU), whole[list(numbers)])
+    assert len(torch.unique(whole)) > 0.99 * whole.numel()
 
 
-@pytest.mark.parametrize("update", [0, 5])
-def test_two_processes_see_together_what_one_with_twice_the_batch_sees(update):
-    alone = process(0, 1, batch=6, update=update)
-    together = zip(process(0, 2, batch=3, update=update), process(1, 2, batch=3, update=update), strict=True)
-    for one, (first, second) in zip(alone, together, strict=True):
-        for whole, a, b in zip(one, first, second, strict=True):
-            assert torch.equal(whole, torch.cat([a, b]))
-
-
-def test_a_resumed_run_goes_on_with_the_draws_of_the_uninterrupted_one():
-    for whole, resumed in zip(process(0, 1, 3, update=0)[4:], process(0, 1, 3, update=2), strict=False):
-        assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+def test_the_noise_is_standard_normal_and_independent_between_samples():
+    noise = draw_noise(0, "train", range(3000), (4, 1, 1, 1), CPU).reshape(3000, 4).double()
+    assert stats.kstest(noise.flatten().numpy(), stats.norm.cdf).pvalue > 0.05
+    assert torch.corrcoef(torch.cat([noise[:-1], noise[1:]], dim=1).T).fill_diagonal_(0).abs().max() < 0.08
 
 
 # --- the order of the data -----------------------------------------------------------------------------------
@@ -152,3 +132,97 @@ def test_an_x_prediction_never_sees_times_below_its_clamp():
     assert t.min().item() == pytest.approx(0.05)
     assert (r <= t).all()
     assert torch.equal(r == t, free_r == free_t)
+
+
+def test_pmf_sees_small_times_for_it_clips_its_target_too():
+    settings = {"mean": -3.0, "data_proportion": 0.5}
+    r, t = times_of(2000, objective=ObjectiveConfig(name="pmf", t_min=0.05), **settings)
+    free = times_of(2000, **settings)
+    assert torch.equal(r, free[0])
+    assert torch.equal(t, free[1])
+
+
+# --- the curriculum of gaps ----------------------------------------------------------------------------------
+
+
+CURRICULUM = TimesConfig(distribution="uniform", data_proportion=0.25, gap_start=0.1, gap_curriculum=0.5)
+
+
+@pytest.mark.parametrize(("progress", "gap"), [(0, 0.1), (0.25, 0.55), (0.5, 1), (0.75, 1), (1, 1)])
+def test_the_largest_gap_grows_to_one(progress, gap):
+    assert largest_gap(progress, CURRICULUM) == pytest.approx(gap)
+    assert largest_gap(progress, TimesConfig()) == 1
+    r, t = draw_times(0, "train", 0, 4000, CURRICULUM, U, progress)
+    assert (t - r).max().item() == pytest.approx(gap, abs=0.03)
+    assert (t - r).max() <= gap + 1e-6
+
+
+def test_the_curriculum_moves_r_alone():
+    free = draw_times(0, "train", 0, 4000, CURRICULUM, U, 1.0)
+    r, t = draw_times(0, "train", 0, 4000, CURRICULUM, U, 0.0)
+    assert torch.equal(t, free[1])
+    assert torch.equal(r == t, free[0] == free[1])
+    narrow = free[1] - free[0] <= 0.1
+    assert torch.equal(r[narrow], free[0][narrow])
+
+
+# --- conditions ----------------------------------------------------------------------------------------------
+
+
+def conditions_of(size: int, micro_batch: int = 0, equal: torch.Tensor | None = None, **settings):
+    label = torch.arange(size) % 3
+    equal = torch.zeros(size, dtype=torch.bool) if equal is None else equal
+    return draw_conditions(0, "train", micro_batch, label, equal, GuidanceConfig(**settings))
+
+
+def test_labels_are_dropped_independently_of_each_other_of_the_class_and_of_equal_times():
+    counts = torch.zeros(2, 2, 3)  # dropped, r = t, class
+    for micro_batch in range(300):
+        r, t = times_of(64, micro_batch, data_proportion=0.75)
+        condition, dropped = conditions_of(64, micro_batch, r == t, label_drop=0.3)
+        for at in zip(dropped.int(), (r == t).int(), condition.label, strict=True):
+            counts[at] += 1
+    assert counts[1].sum().item() / counts.sum().item() == pytest.approx(0.3, abs=0.01)
+    for table in (counts.sum(2), counts.sum(1)):
+        assert stats.chi2_contingency(table.numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 100)])
+def test_the_extreme_shares_drop_no_label_or_all(share, expected):
+    condition, dropped = conditions_of(100, label_drop=share)
+    assert dropped.sum() == expected
+    assert torch.equal(condition.label, torch.arange(100) % 3)  # the dropped ones are still known
+
+
+def test_without_guidance_no_scale_is_drawn():
+    condition, _ = conditions_of(4)
+    assert condition.omega is None
+    assert condition.interval is None
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_scales_follow_their_distribution(beta):
+    condition, _ = conditions_of(4000, enabled=True, omega_max=6.0, omega_beta=beta)
+    law = stats.loguniform(1, 6).cdf if beta == 1 else lambda omega: (1 - 1 / omega) / (1 - 1 / 6)
+    assert stats.kstest(condition.omega.double().numpy(), law).pvalue > 0.05
+
+
+def test_intervals_are_drawn_around_the_middle_and_whole_where_the_times_are_equal():
+    equal = torch.arange(4000) % 2 == 0
+    condition, _ = conditions_of(4000, equal=equal, enabled=True)
+    assert torch.equal(condition.interval[equal], torch.tensor([[0.0, 1.0]]).expand(2000, 2))
+    low, high = condition.interval[~equal].double().unbind(1)
+    assert stats.kstest(low.numpy(), stats.uniform(0, 0.5).cdf).pvalue > 0.01
+    assert stats.kstest(high.numpy(), stats.uniform(0.5, 0.5).cdf).pvalue > 0.01
+    assert (
+        abs(torch.corrcoef(torch.stack([low, high, condition.omega[~equal].double()])).fill_diagonal_(0)).max() < 0.07
+    )
+
+
+def test_corners_lie_in_the_unit_cube_and_differ_between_micro_batches():
+    corners = draw_corners(0, "train", 0, 3000)
+    assert corners.shape == (3000, 3)
+    assert corners.min() >= 0
+    assert corners.max() < 1
+    assert stats.kstest(corners.flatten().double().numpy(), stats.uniform.cdf).pvalue > 0.05
+    assert not torch.equal(corners, draw_corners(0, "train", 1, 3000))

@@ -15,7 +15,7 @@ from neuromf.config import TrainConfig
 from neuromf.errors import GuardError, Interrupted, UserError
 from neuromf.files import read_json
 from neuromf.training import checkpoint
-from neuromf.training.loop import Clock, make_accelerator, train
+from neuromf.training.loop import make_accelerator, train
 from neuromf.training.telemetry import SUMMARY
 
 UPDATES = 12
@@ -247,6 +247,75 @@ def test_samples_come_from_fixed_noise(tmp_path):
         assert torch.equal(a, b)
 
 
+# --- what the objective learns, and what it is told ------------------------------------------------------------------
+
+
+LEARNED = {"objective": {"channel_weights": "learned", "prediction": "u"}}
+
+
+def test_learned_channel_weights_are_trained_kept_and_resumed(tmp_path):
+    config = settings(**LEARNED, training={"optimizer": "adamw", "lr": 1e-2})
+    run(tmp_path / "a", config)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "b", config, Ears(7, terminate))
+    halfway = last(tmp_path / "b").state["objective"]["log_variances"]
+    assert halfway.shape == (2,)
+    assert halfway.any()
+    run(tmp_path / "b", config)
+    whole, resumed = last(tmp_path / "a"), last(tmp_path / "b")
+    assert same(resumed.state, whole.state | {"epoch": resumed.state["epoch"]})  # which holds wall times
+    assert same(resumed.model, whole.model)
+    assert not same(whole.state["objective"]["log_variances"], halfway)
+    assert "log_variances" not in whole.model
+
+
+class Told(Small):
+    """Also knows two classes, and remembers which labels it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes, self.seen = nn.Embedding(3, 2), []
+
+    def forward(self, z, r, t, condition):
+        self.seen += condition.label.tolist()
+        return super().forward(z, r, t) + self.classes(condition.label)[..., None, None, None]
+
+
+class Classed(Latents):
+    """Every other latent is of class 1."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.labels = torch.arange(count) % 2
+
+
+def test_a_network_with_classes_sees_each_and_sometimes_none(tmp_path):
+    config = settings(
+        network={"classes": True}, objective={"name": "rectflow", "prediction": "u"}, guidance={"label_drop": 0.3}
+    )
+    network = Told()
+    start = network.classes.weight.detach().clone()
+    ears = Ears()
+    train(config, tmp_path, network, Classed(6), Classed(3), ears, device="cpu", classes=2)
+    assert set(network.seen) == {0, 1, 2}
+    assert network.seen[: 4 * 10].count(2) < 25
+    assert (last(tmp_path).model["classes.weight"] != start).any(dim=1).all()
+    assert ears.epochs[-1]["val_raw_loss"] > 0
+    assert [epoch for epoch, _ in ears.drawn] == [1, 2]
+
+
+def test_the_schedule_of_alphaflow_follows_the_updates(tmp_path, monkeypatch):
+    from neuromf.training.objective import Objective
+
+    seen: list[float] = []
+    plain = Objective.flow_alpha
+    monkeypatch.setattr(Objective, "flow_alpha", lambda self, p: seen.append(p) or plain(self, p))
+    run(tmp_path, settings(objective={"name": "alphaflow", "alpha_schedule": (0.0, 1.0)}))
+    training = [p for p in seen if p < 1]  # validation stands at the end
+    assert training == pytest.approx([i / UPDATES for i in range(UPDATES)])
+    assert 1.0 in seen
+
+
 # --- what a run says ---------------------------------------------------------------------------------------------
 
 
@@ -346,11 +415,3 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, device):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cpu"):
         make_accelerator(device, "auto")
-
-
-@pytest.mark.parametrize(("samples", "batch", "expected"), [(990, 128, 10), (6471, 128, 50), (5, 16, 10)])
-def test_an_epoch_is_one_pass_but_at_least_ten_updates(samples, batch, expected):
-    config = settings(training={"updates": None, "epochs": 3})
-    clock = Clock(samples, batch, config)
-    assert clock.epoch_updates == expected
-    assert clock.updates == 3 * expected

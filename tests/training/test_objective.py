@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from neuromf.config import ObjectiveConfig
-from neuromf.losses.meanflow import adaptive_weight, lp_loss, meanflow_terms, rectflow_terms
-from neuromf.training.objective import Objective
+from neuromf.losses.meanflow import adaptive_weight, imf_terms, lp_loss, meanflow_terms, rectflow_terms
+from neuromf.training.objective import Draws, Objective
 
 FIGURES = {
     "raw", "weighted", "denominator", "moving", "r", "t", "u_norm", "V_norm", "v_norm", "v_tilde_norm", "jvp_norm",
@@ -39,11 +39,16 @@ def objective(**settings) -> Objective:
     return Objective(Small(), ObjectiveConfig(**settings))
 
 
-@pytest.mark.parametrize(("name", "tangent"), [("imf", "boundary"), ("meanflow", "velocity")])
+def terms_of(ours: Objective, draws):
+    x, *random = draws
+    return ours.terms(x, Draws(*random))
+
+
+@pytest.mark.parametrize(("name", "terms"), [("imf", imf_terms), ("meanflow", meanflow_terms)])
 @pytest.mark.parametrize("prediction", ["u", "x"])
-def test_the_name_chooses_the_tangent(draws, name, tangent, prediction):
+def test_the_name_chooses_the_tangent(draws, name, terms, prediction):
     ours = objective(name=name, prediction=prediction)
-    found, expected = ours.terms(*draws), meanflow_terms(ours.u, *draws, tangent=tangent)
+    found, expected = terms_of(ours, draws), terms(ours.u, *draws)
     assert torch.equal(found.V, expected.V)
     assert torch.equal(found.tangent, expected.tangent)
 
@@ -51,7 +56,7 @@ def test_the_name_chooses_the_tangent(draws, name, tangent, prediction):
 def test_rectified_flow_ignores_r_and_takes_no_derivative(draws):
     x, eps, _, t = draws
     ours = objective(name="rectflow", prediction="u")
-    found = ours.terms(*draws)
+    found = terms_of(ours, draws)
     assert ours.network.calls == [4]
     assert torch.equal(found.V, rectflow_terms(ours.u, x, eps, t).V)
 
@@ -67,7 +72,7 @@ def test_the_output_is_read_as_a_velocity_or_as_data(draws):
 
 def test_the_derivative_strategy_is_the_configured_one(draws):
     exact, rough = objective(prediction="u"), objective(prediction="u", derivative="finite-difference", fd_step=1e-2)
-    a, b = exact.terms(*draws).du_dt, rough.terms(*draws).du_dt
+    a, b = terms_of(exact, draws).du_dt, terms_of(rough, draws).du_dt
     assert not torch.equal(a, b)
     torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
@@ -77,7 +82,7 @@ def test_the_loss_is_the_batch_mean_of_the_weighted_raw_losses(draws, reduction)
     settings = {"lp": (1.5, 2.0), "loss_reduction": reduction, "norm_p": 0.7, "norm_eps": 0.3}
     factors = torch.tensor([0.5, 2.0])
     ours = Objective(Small(), ObjectiveConfig(**settings), factors)
-    loss, terms = ours(*draws), ours.terms(*draws)
+    loss, terms = ours(*draws), terms_of(ours, draws)
     raw = lp_loss(terms.V, terms.target, lp=(1.5, 2.0), reduction=reduction, channel_weights=factors)
     torch.testing.assert_close(loss.value, (raw * adaptive_weight(raw, 0.7, 0.3)).mean())
     torch.testing.assert_close(loss.record["raw"], raw.detach())
@@ -92,10 +97,10 @@ def test_fm_weight_adds_the_flow_matching_loss_with_a_gradient(draws):
     assert not torch.allclose(gradients[0], gradients[1])
 
 
-@pytest.mark.parametrize("name", ["imf", "meanflow", "rectflow"])
-def test_gradients_reach_every_weight(draws, name):
-    ours = objective(name=name)
-    ours(*draws).value.backward()
+@pytest.mark.parametrize("name", ["imf", "meanflow", "pmf", "rectflow", "alphaflow"])
+def test_every_objective_trains_every_weight_of_a_network_that_knows_no_condition(draws, name):
+    ours = objective(name=name, alpha_schedule=(0.0, 1.0) if name == "alphaflow" else None)
+    ours(*draws, progress=0.5).value.backward()
     assert all(p.grad is not None and p.grad.any() for p in ours.parameters())
 
 
@@ -109,7 +114,7 @@ def test_the_record_holds_one_detached_figure_a_sample(draws):
 def test_the_figures_mean_what_they_are_called(draws):
     x, eps, r, t = draws
     ours = objective(prediction="u")
-    record, terms = ours(*draws).record, ours.terms(*draws)
+    record, terms = ours(*draws).record, terms_of(ours, draws)
     rms = lambda value: value.detach().flatten(1).square().mean(1).sqrt()
     x_hat = terms.z - t.reshape(4, 1, 1, 1, 1) * terms.u.detach()
     expected = {
@@ -137,3 +142,37 @@ def test_the_weighted_loss_hides_what_the_raw_one_shows(draws):
     near, far = ours(x, eps, r, t), ours(1000 * x, eps, r, t)
     assert far.value.item() == pytest.approx(near.value.item(), rel=1e-4)
     assert (far.record["raw"] > 1000 * near.record["raw"]).all()
+
+
+# --- channel weights -----------------------------------------------------------------------------------------
+
+
+def learned(**settings) -> Objective:
+    return Objective(
+        Small(), ObjectiveConfig(channel_weights="learned", norm_p=0.5, norm_eps=0.3, **settings), channels=2
+    )
+
+
+def test_learned_weights_scale_the_channels_and_their_price_lies_outside_the_adaptive_weight(draws):
+    ours = learned()
+    with torch.no_grad():
+        ours.log_variances.copy_(torch.tensor([0.7, -0.4]))
+    terms, loss = terms_of(ours, draws), ours(*draws)
+    each = (terms.V - terms.target).square().flatten(2).mean(2) / 2
+    weighed = each @ torch.tensor([-0.7, 0.4]).exp()
+    expected = (weighed * adaptive_weight(weighed, 0.5, 0.3)).mean() + 0.3
+    torch.testing.assert_close(loss.value, expected)
+    torch.testing.assert_close(loss.record["raw"], each.sum(1).detach())  # what is reported does not depend on them
+    (gradient,) = torch.autograd.grad(loss.value, ours.log_variances)
+    share = each * torch.tensor([-0.7, 0.4]).exp() * adaptive_weight(weighed, 0.5, 0.3)[:, None]
+    torch.testing.assert_close(gradient, 1 - share.detach().mean(0))
+
+
+def test_learned_weights_are_the_objectives_own_and_begin_without_effect(draws):
+    ours = learned()
+    torch.testing.assert_close(ours(*draws).value, objective(norm_p=0.5, norm_eps=0.3)(*draws).value)
+    assert "log_variances" in dict(ours.named_parameters())
+    assert set(ours.own_state()) == {"log_variances"}
+    assert objective().own_state() == {}
+    given = Objective(Small(), ObjectiveConfig(channel_weights=(1.0, 2.0)), torch.tensor([1.0, 2.0]))
+    assert given.own_state() == {}  # the settings hold them
