@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,16 @@ from neuromf.errors import UserError, did_you_mean
 from neuromf.files import sha256_file, sha256_text
 from neuromf.models.haar import haar_forward, haar_inverse
 from neuromf.models.kl_network import MAISI, build_kl_network, posterior, split_rule
-from neuromf.models.kl_weights import read_weights, refuse_differences
+from neuromf.models.kl_weights import read_weights
+from neuromf.models.state import refuse_differences
 
 AUTOENCODERS = ("builtin", "identity", "haar", "haar2", "maisi")
 BUILTIN_WEIGHTS = Path(__file__).parent.parent / "assets" / "autoencoder_builtin.safetensors"
 MAISI_FILE = "autoencoder_v1.pt"
 WEIGHTS_VARIABLE = "NEUROMF_WEIGHTS"
+LICENCES = {"builtin": "Apache-2.0", "maisi": "NVIDIA Open Model License"}
+"""Licences of the weights, which travel with what they decode."""
+
 _EXACT_LOG_SIGMA = -15.0  # where MAISI's own clamp ends: no noise at all
 _CHUNK_VOXELS = 2**21  # volumes encoded at once, in voxels: eight of 64^3
 
@@ -45,6 +49,7 @@ class Autoencoder(ABC):
         latent_channels: C.
         factor: f, how many times coarser the latent grid is, per axis.
         device: where encode and decode run and leave their results.
+        licence: of the weights; None where there are none, or they are the user's own.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Autoencoder(ABC):
         self.latent_channels = latent_channels
         self.factor = factor
         self.device = torch.device(device)
+        self.licence = LICENCES.get(name)
 
     def __repr__(self) -> str:
         return f"Autoencoder({self.name!r}, {self.latent_channels} channels, 1/{self.factor}, {self.sha256[:12]})"
@@ -179,7 +185,12 @@ class KLAutoencoder(Autoencoder):
         # MONAI's half-precision norm fails off CUDA; without it the published network needs twice the memory.
         half_norm = architecture == MAISI and device.type == "cuda"
         network = build_kl_network(architecture, num_splits=num_splits, norm_float16=half_norm)
-        refuse_differences(path, weights.tensors, network.state_dict())
+        refuse_differences(
+            f"{path} is no weights file of this autoencoder",
+            weights.tensors,
+            network.state_dict(),
+            "give the file of the right autoencoder (for MAISI: autoencoder_v1.pt or autoencoder_v2.pt)",
+        )
         network.load_state_dict(weights.tensors)
         super().__init__(name, sha256_file(path), architecture.latent_channels, architecture.factor, device)
         self.architecture = architecture
@@ -202,6 +213,18 @@ class KLAutoencoder(Autoencoder):
     def _decode(self, latent: Tensor) -> Tensor:
         with self._autocast():
             return self.network.decode(latent)
+
+    def decode_with_gradient(self, latent: Tensor) -> Tensor:
+        """As `decode` in float32, at once and with gradients to the latent: (B, C, i, j, k) -> (B, 1, I, J, K)."""
+        return self.network.decode(latent)
+
+    def encoder_features(self, volume: Tensor) -> list[Tensor]:
+        """What each block of the encoder makes of volumes (B, 1, I, J, K), with gradients to them."""
+        encoder: Any = self.network.encoder
+        found = [volume]
+        for block in encoder.blocks:
+            found.append(block(found[-1]))
+        return found[1:]
 
 
 def load_autoencoder(

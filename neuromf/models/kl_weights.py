@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,33 +67,3 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], architecture:
     half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(half, temporary, metadata={"architecture": json.dumps(architecture.to_dict())})
-
-
-def refuse_differences(path: str | Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes with what the network needs; every difference counts.
-
-    Raises:
-        UserError: lists missing, unexpected and misshapen tensors.
-    """
-    shapes = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
-    ]
-    lines = [
-        _listing("missing", expected.keys() - found.keys()),
-        _listing("not known", found.keys() - expected.keys()),
-        _listing("other shape", shapes),
-    ]
-    lines = [line for line in lines if line]
-    if lines:
-        raise UserError(
-            f"{path} is no weights file of this autoencoder:\n  " + "\n  ".join(lines),
-            "give the file of the right autoencoder (for MAISI: autoencoder_v1.pt or autoencoder_v2.pt)",
-        )
-
-
-def _listing(title: str, names: Iterable[str]) -> str:
-    listed = sorted(names)
-    more = f", ... ({len(listed) - _LISTED} more)" if len(listed) > _LISTED else ""
-    return f"{title} ({len(listed)}): " + ", ".join(listed[:_LISTED]) + more if listed else ""

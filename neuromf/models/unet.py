@@ -1,23 +1,27 @@
 """The MAISI U-Net as an average-velocity network: MONAI's layers, conditioned on two times.
 
-The network is `DiffusionModelUNetMaisi` with its own weights' names; only the time embedding is ours. Times are real
-numbers, never quantised, and embedded in the input's precision so that float64 checks are float64.
+The network is `DiffusionModelUNetMaisi` with its own weights' names; only what the layers are told is ours. Times are
+real numbers, never quantised, and embedded in the input's precision so that float64 checks are float64.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neuromf.errors import UserError
+from neuromf.conditions import Condition
 
-Conditioning = Literal["t+h", "r+t", "h"]
+Conditioning = Literal["t+h", "r+t", "h", "t", "decoupled"]
+
+_SPACING_SCALE = 100.0  # NVIDIA's networks are told the spacing in hundredths of a millimetre
+_NORM_EPS = 1e-6
 
 
 def sinusoid(times: Tensor, dimension: int, max_period: float = 10_000.0) -> Tensor:
@@ -36,13 +40,6 @@ def sinusoid(times: Tensor, dimension: int, max_period: float = 10_000.0) -> Ten
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class _TwoTimeUNet(DiffusionModelUNetMaisi):
-    """MONAI's U-Net whose time embedding is computed by its owner and handed in as `timesteps`."""
-
-    def _get_time_and_class_embedding(self, x: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
-        return timesteps.to(x.dtype)
-
-
 class MaisiUNet(nn.Module):
     """u(z, r, t) or x_hat(z, r, t) by the MAISI U-Net (SPEC: 178.57 M parameters with `h`, 178.65 M with two times).
 
@@ -53,8 +50,16 @@ class MaisiUNet(nn.Module):
         head_channels: channels per attention head on those levels.
         res_blocks: residual blocks per level.
         norm_groups: groups of the group norms; divides every entry of `channels`.
-        conditioning: `t+h` (two embeddings, summed), `r+t`, or `h` alone.
-        time_scale: factor on the times before their embedding.
+        conditioning: `t+h` (two embeddings, summed), `r+t`, or `h` alone; `t` for flow models, which know no r;
+            `decoupled` (Lee 2025, arXiv 2510.24474): the one embedding tells the encoder t and the decoder r.
+        time_scale: factor on all times before their embedding.
+        t_scale: another factor on the times of the first embedding (t; in `decoupled` r, too): 1000 for NVIDIA's.
+        v_head_blocks: residual blocks of the v-head; none, no v-head.
+        classes: K, for labels 0 ... K - 1 and K for no class; 0 takes no labels.
+        guidance: take a guidance scale and interval as inputs.
+        spacing_mm: of the volumes, for networks that are told it (NVIDIA's).
+        grid: I, J, K of the latents, to add a learned value per place after the first convolution; convolutions
+            alone learn where they are from the border inwards, and slowly.
 
     Example:
         >>> net = MaisiUNet(4, channels=(32, 64), attention_levels=(False, True), res_blocks=1)
@@ -62,6 +67,24 @@ class MaisiUNet(nn.Module):
         >>> net(z, r, t).shape
         torch.Size([2, 4, 8, 8, 8])
     """
+
+    ADAMW_MODULES: ClassVar[tuple[str, ...]] = (
+        "net.time_embed",
+        "second_embed",
+        "guidance_embed",
+        "net.class_embedding",
+        "net.spacing_layer",
+        "net.conv_in",
+        "places",
+        "net.out",
+        "v_head.out",
+    )
+    """Modules whose weights are not Muon's: embeddings, first and last layers."""
+
+    V_HEAD_MODULES: ClassVar[tuple[str, ...]] = ("v_head",)
+    """Modules that sampling does without."""
+
+    spacing: Tensor
 
     def __init__(
         self,
@@ -74,11 +97,19 @@ class MaisiUNet(nn.Module):
         norm_groups: int = 32,
         conditioning: Conditioning = "t+h",
         time_scale: float = 1.0,
+        t_scale: float = 1.0,
+        v_head_blocks: int = 0,
+        classes: int = 0,
+        guidance: bool = False,
+        spacing_mm: Sequence[float] | None = None,
+        grid: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.latent_channels, self.conditioning, self.time_scale = latent_channels, conditioning, time_scale
-        self.levels = len(channels)
-        self.net = _TwoTimeUNet(
+        if conditioning == "h" and t_scale != 1:
+            raise ValueError("t_scale is a factor of t, which conditioning 'h' does not embed: use time_scale")
+        self.conditioning, self.time_scale, self.t_scale = conditioning, time_scale, t_scale
+        self.levels, self.classes, self.guidance = len(channels), classes, guidance
+        self.net = DiffusionModelUNetMaisi(
             spatial_dims=3,
             in_channels=latent_channels,
             out_channels=latent_channels,
@@ -86,134 +117,150 @@ class MaisiUNet(nn.Module):
             num_channels=tuple(channels),
             attention_levels=tuple(attention_levels),
             norm_num_groups=norm_groups,
+            norm_eps=_NORM_EPS,
             num_head_channels=head_channels,  # of every level: the middle block attends whatever the levels do
             resblock_updown=True,
             include_fc=True,
+            num_class_embeds=classes + 1 if classes else None,
+            include_spacing_input=spacing_mm is not None,
             # The fused kernel refuses to be built without CUDA and has no forward-mode derivative; keys are equal.
             use_flash_attention=False,
         )
-        width, embedding = channels[0], channels[0] * 4
-        if conditioning != "h":
-            self.second_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        if classes:
+            nn.init.normal_(self.net.class_embedding.weight, std=0.02)  # 1 would drown the time at the start
+        if spacing_mm is not None:
+            self.register_buffer("spacing", torch.tensor([_SPACING_SCALE * mm for mm in spacing_mm]), persistent=False)
+        self.places = nn.Parameter(torch.zeros(channels[0], *grid)) if grid is not None else None
+        self.width, embedding = channels[0], channels[0] * 4
+        if conditioning in ("t+h", "r+t"):
+            self.second_embed = _embedder(self.width, embedding)
+        if guidance:
+            self.guidance_embed = _embedder(3 * self.width, embedding)
+            _zero(self.guidance_embed[-1])
+        self.v_head = VelocityHead(channels[0], latent_channels, v_head_blocks, norm_groups) if v_head_blocks else None
 
-    def embed(self, r: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B,), (B,) -> (B, 4 x channels[0]): the sum of the configured time embeddings."""
-        width = self.net.block_out_channels[0]
-        first, second = {"t+h": (t, t - r), "r+t": (t, r), "h": (t - r, None)}[self.conditioning]
-        embedding = self.net.time_embed(sinusoid(first * self.time_scale, width).to(dtype))
+    def embed(self, r: Tensor, t: Tensor, condition: Condition | None, dtype: torch.dtype) -> Tensor:
+        """What every residual block is told: times, class and guidance summed, the spacing beside them.
+
+        Args:
+            r, t: (B,).
+            condition: None is no class and no guidance.
+            dtype: of the network's input.
+
+        Returns:
+            (B, 4 x channels[0]), or twice as many with a spacing.
+        """
+        first, second = {"t+h": (t, t - r), "r+t": (t, r), "h": (t - r, None)}.get(self.conditioning, (t, None))
+        embedding = self.net.time_embed(sinusoid(first * (self.time_scale * self.t_scale), self.width).to(dtype))
         if second is not None:
-            embedding = embedding + self.second_embed(sinusoid(second * self.time_scale, width).to(dtype))
+            embedding = embedding + self.second_embed(sinusoid(second * self.time_scale, self.width).to(dtype))
+        label, omega, interval = condition or Condition()
+        if self.classes:
+            label = torch.full((len(t),), self.classes, device=t.device) if label is None else label
+            embedding = embedding + self.net.class_embedding(label)
+        if self.guidance:
+            embedding = embedding + self.guidance_embed(_guidance_features(omega, interval, t, self.width).to(dtype))
+        if self.net.include_spacing_input:
+            spacing = self.net.spacing_layer(self.spacing.to(dtype))
+            embedding = torch.cat([embedding, spacing.expand(len(t), -1)], dim=1)
         return embedding
 
-    def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    def features(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The last feature map (B, channels[0], I, J, K), which the heads read."""
+        told_encoder = told_decoder = self.embed(r, t, condition, z.dtype)
+        if self.conditioning == "decoupled":
+            told_decoder = self.embed(r, r, condition, z.dtype)
+        h = self.net.conv_in(z)
+        if self.places is not None:
+            h = h + self.places
+        h, skips = self.net._apply_down_blocks(h, told_encoder, None, None)
+        h = self.net.middle_block(h, told_encoder, None)
+        return self.net._apply_up_blocks(h, told_decoder, None, skips)
+
+    def forward(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The network's output at (z_t, r, t).
 
         Args:
             z: (B, C, I, J, K), each axis a multiple of 2^(levels - 1).
             r, t: (B,).
+            condition: class and guidance; what the network was not built for is left alone.
 
         Returns:
             (B, C, I, J, K): u or x_hat, as the objective reads it.
         """
-        return self.net(z, self.embed(r, t, z.dtype))
+        return self.net.out(self.features(z, r, t, condition))
+
+    def heads(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None = None) -> tuple[Tensor, Tensor]:
+        """Both heads, (u or x_hat, v), from the same features; arguments as in `forward`.
+
+        Raises:
+            ValueError: the network has no v-head.
+        """
+        if self.v_head is None:
+            raise ValueError("the network has no v-head: it was built with v_head_blocks=0")
+        features = self.features(z, r, t, condition)
+        return self.net.out(features), self.v_head(features)
+
+    def without_v_head(self) -> MaisiUNet:
+        """A copy for sampling: the same output to the last bit, and no v-head."""
+        twin = copy.deepcopy(self)
+        twin.v_head = None
+        return twin
 
 
-def size_rule(levels: int, patch: int = 1) -> int:
-    """What every axis of a latent must be a multiple of."""
-    return int(patch * 2 ** (levels - 1))
-
-
-def check_latent_size(size: Sequence[int], levels: int, factor: int = 4, patch: int = 1) -> None:
-    """Refuse latents the U-Net cannot halve often enough.
-
-    Args:
-        size: latent I, J, K.
-        levels: resolutions of the network.
-        factor: voxels per latent cell along an axis.
-        patch: see `Patched`.
-
-    Raises:
-        UserError: naming the nearest sizes, in latent cells and in voxels.
-    """
-    rule = size_rule(levels, patch)
-    if all(n % rule == 0 and n > 0 for n in size):
-        return
-    below = [max(n // rule * rule, rule) for n in size]
-    above = [-(-n // rule) * rule for n in size]
-    raise UserError(
-        f"latents of {tuple(size)} do not fit a network of {levels} levels: each axis must be a multiple of {rule}",
-        f"nearest latent sizes: {tuple(below)} or {tuple(above)}, volumes of {tuple(n * factor for n in below)} or "
-        f"{tuple(n * factor for n in above)}; encode again with --size, use a preset with fewer levels, or set "
-        "network.pad=true",
-    )
-
-
-class Padded(nn.Module):
-    """A network on latents padded with zeros to the next allowed size and cropped back.
+class VelocityHead(nn.Module):
+    """The instantaneous velocity from the U-Net's last features; training alone uses it (Geng 2025b).
 
     Args:
-        network: takes (z, r, t).
-        rule: each axis is padded up to a multiple of this.
-    """
-
-    def __init__(self, network: nn.Module, rule: int) -> None:
-        super().__init__()
-        self.network, self.rule = network, rule
-
-    def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """(B, C, I, J, K) -> the same shape."""
-        extra = [(-n) % self.rule for n in z.shape[2:]]
-        before = [n // 2 for n in extra]
-        pads = [amount for b, e in zip(reversed(before), reversed(extra), strict=True) for amount in (b, e - b)]
-        output = self.network(F.pad(z, pads), r, t)
-        inside = tuple(slice(b, b + n) for b, n in zip(before, z.shape[2:], strict=True))
-        return output[(slice(None), slice(None), *inside)]
-
-
-class Patched(nn.Module):
-    """A network on latents whose blocks of patch^3 cells are folded into channels, as transformers do.
-
-    On a CPU this is the cheapest way to a wide network: half the grid along each axis costs an eighth per channel.
-
-    Args:
-        network: takes C patch^3 channels on the coarser grid.
-        patch: cells per axis of a block.
-    """
-
-    def __init__(self, network: nn.Module, patch: int) -> None:
-        super().__init__()
-        self.network, self.patch = network, patch
-
-    def forward(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """(B, C, I, J, K) -> the same shape; each axis a multiple of `patch`."""
-        p = self.patch
-        b, c, *grid = z.shape
-        i, j, k = (n // p for n in grid)
-        folded = z.reshape(b, c, i, p, j, p, k, p).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * p**3, i, j, k)
-        output = self.network(folded, r, t).reshape(b, c, p, p, p, i, j, k)
-        return output.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(z.shape)
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
-def build_network(name: str, latent_channels: int, *, pad: bool = False, patch: int = 1, **settings: Any) -> nn.Module:
-    """The network a configuration names.
-
-    Args:
-        name: `maisi-unet`.
+        channels: of the features.
         latent_channels: C.
-        pad: wrap it so that any latent size works.
-        patch: fold blocks of patch^3 cells into channels.
-        settings: the network's own keyword arguments.
+        blocks: residual blocks, 221,568 parameters each at 64 channels.
+        norm_groups: divides `channels`.
     """
-    if name != "maisi-unet":
-        raise UserError(f"no network '{name}'", "available: maisi-unet")
-    try:
-        unet = MaisiUNet(latent_channels * patch**3, **settings)
-    except ValueError as error:
-        raise UserError(f"the network cannot be built: {error}", "see the `network` section of the preset") from error
-    network = unet if patch == 1 else Patched(unet, patch)
-    return Padded(network, size_rule(unet.levels, patch)) if pad else network
+
+    def __init__(self, channels: int, latent_channels: int, blocks: int, norm_groups: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_ResBlock(channels, norm_groups) for _ in range(blocks))
+        self.out = nn.Sequential(
+            nn.GroupNorm(norm_groups, channels, eps=_NORM_EPS),
+            nn.SiLU(),
+            _zero(nn.Conv3d(channels, latent_channels, kernel_size=3, padding=1)),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, channels, I, J, K) -> (B, C, I, J, K)."""
+        for block in self.blocks:
+            features = block(features)
+        return self.out(features)
+
+
+class _ResBlock(nn.Module):
+    """x + conv(SiLU(GN(conv(SiLU(GN(x)))))), the identity at first, as MONAI's blocks are."""
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, channels, eps=_NORM_EPS)
+        self.conv1 = nn.Conv3d(channels, channels, kernel_size=3, padding=1)
+        self.norm2 = nn.GroupNorm(norm_groups, channels, eps=_NORM_EPS)
+        self.conv2 = _zero(nn.Conv3d(channels, channels, kernel_size=3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+def _embedder(inputs: int, embedding: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+
+
+def _zero(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _guidance_features(omega: Tensor | None, interval: Tensor | None, t: Tensor, width: int) -> Tensor:
+    """Sinusoids of 1 - 1/omega and the interval's two ends, (B, 3 width); none given is omega = 1 in [0, 1]."""
+    strength = torch.zeros_like(t) if omega is None else 1 - 1 / omega.to(t.dtype)
+    low, high = (torch.zeros_like(t), torch.ones_like(t)) if interval is None else interval.to(t.dtype).unbind(1)
+    return torch.cat([sinusoid(value, width) for value in (strength, low, high)], dim=1)

@@ -1,0 +1,37 @@
+"""Whether weights fit a network, said in a way that can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from neuromf.errors import UserError
+
+_LISTED = 6
+
+
+def refuse_differences(what: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], hint: str) -> None:
+    """Compare names and shapes; every difference counts.
+
+    Raises:
+        UserError: `what`, the missing, unexpected and misshapen tensors, and `hint`.
+    """
+    shapes = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    lines = [
+        *_listing("missing", expected.keys() - found.keys()),
+        *_listing("not known", found.keys() - expected.keys()),
+        *_listing("other shape", shapes),
+    ]
+    if lines:
+        raise UserError(f"{what}:\n  " + "\n  ".join(lines), hint)
+
+
+def _listing(title: str, names: Iterable[str]) -> list[str]:
+    listed = sorted(names)
+    more = f", ... ({len(listed) - _LISTED} more)" if len(listed) > _LISTED else ""
+    return [f"{title} ({len(listed)}): " + ", ".join(listed[:_LISTED]) + more] if listed else []
