@@ -6,22 +6,25 @@ from the hub, or from the wheel (`"builtin"`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from neuromf.conditions import Condition
 from neuromf.config import TrainConfig, from_yaml
-from neuromf.data.latents import LatentStatistics
+from neuromf.data.latents import LatentStatistics, class_names
 from neuromf.devices import torch_device
 from neuromf.errors import UserError
 from neuromf.files import atomic_path, read_json, sha256_file, write_json, write_text
 from neuromf.losses.path import average_velocity, data_estimate
 from neuromf.models.autoencoder import Autoencoder, load_autoencoder
-from neuromf.models.unet import build_network
+from neuromf.models.networks import build_network
 from neuromf.sampling.noise import noise_batch
 from neuromf.sampling.solvers import SOLVERS, time_grid
 from neuromf.training import checkpoint
@@ -60,14 +63,69 @@ class Generator:
         self.latent_shape: tuple[int, ...] = tuple(data["latent_shape"])
         self._autoencoder: Autoencoder | None = None
 
-    def u(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    def u(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Average velocity u(z_t, r, t), (B, C, I, J, K) whitened."""
         objective = self.config.objective
-        return average_velocity(self.network(z, r, t), z, t, objective.prediction, objective.t_min)
+        output = self.network(z, r, t, *(() if condition is None else (condition,)))
+        return average_velocity(output, z, t, objective.prediction, objective.t_min)
 
-    def x_hat(self, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    def x_hat(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """The network's data estimate at (z_t, r, t), (B, C, I, J, K) whitened."""
-        return data_estimate(self.network(z, r, t), z, t, self.config.objective.prediction)
+        output = self.network(z, r, t, *(() if condition is None else (condition,)))
+        return data_estimate(output, z, t, self.config.objective.prediction)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes this model can be asked for."""
+        return class_names(self.data) if self.config.network.classes else []
+
+    def condition(
+        self, n: int, where: Mapping[str, str], guidance: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)
+    ) -> Condition | None:
+        """The same condition for n samples.
+
+        Args:
+            n: how many.
+            where: `{"contrast": "T1"}`; empty asks for no class.
+            guidance: scale, where the model was trained to take one; 1 is none.
+            interval: times inside which guidance acts.
+
+        Raises:
+            UserError: a class, a column or a scale the model does not know; the known ones are listed.
+        """
+        column = (self.data.get("classes") or {}).get("column")
+        unknown = [name for name in where if not self.classes or name != column]
+        if unknown:
+            known = (
+                f"it knows {column}: {', '.join(self.classes)}" if self.classes else "it was trained without classes"
+            )
+            raise UserError(f"this model cannot be asked for {unknown[0]}={where[unknown[0]]}", known)
+        if guidance < 1:
+            raise UserError(f"a guidance scale of {guidance:g} is none", "give 1 (no guidance) or more")
+        if (guidance != 1 or tuple(interval) != (0, 1)) and not self.config.network.guidance:
+            asked = f"--guidance {guidance:g}" if guidance != 1 else "--guidance-interval"
+            raise UserError(
+                f"this model takes no guidance scale ({asked})",
+                "train one with network.guidance=true and guidance.enabled=true (preset imf-guided)",
+            )
+        if not self.classes:
+            return None
+        label = len(self.classes)
+        if where:
+            if where[str(column)] not in self.classes:
+                raise UserError(
+                    f"no {column} '{where[str(column)]}'", f"this model was trained on {', '.join(self.classes)}"
+                )
+            label = self.classes.index(where[str(column)])
+        elif self.config.guidance.label_drop == 0:
+            raise UserError(
+                "this model was never trained without a class", f"name one: --where {column}={self.classes[0]}"
+            )
+        labels = torch.full((n,), label, device=self.device)
+        if not self.config.network.guidance:
+            return Condition(labels)
+        omega = torch.full((n,), float(guidance), device=self.device)
+        return Condition(labels, omega, torch.tensor(interval, device=self.device).expand(n, 2))
 
     def solver(self, name: Solver = "auto") -> str:
         """The solver a name means for this model: flow-matching models take Euler steps, others MeanFlow's jump.
@@ -87,7 +145,17 @@ class Generator:
         return name
 
     @torch.inference_mode()
-    def sample_latents(self, indices: Sequence[int], *, nfe: int = 1, seed: int = 0, solver: Solver = "auto") -> Tensor:
+    def sample_latents(
+        self,
+        indices: Sequence[int],
+        *,
+        nfe: int = 1,
+        seed: int = 0,
+        solver: Solver = "auto",
+        where: Mapping[str, str] = MappingProxyType({}),
+        guidance: float = 1.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ) -> Tensor:
         """Latents of the samples with these indices, evaluated as one batch.
 
         Args:
@@ -95,13 +163,16 @@ class Generator:
             nfe: network evaluations (intervals; Heun costs two each but the last).
             seed: of the noise.
             solver: see `solver`.
+            where, guidance, interval: see `condition`.
 
         Returns:
             (B, C, I, J, K) float32 on the CPU, unwhitened.
         """
         noise = noise_batch(seed, indices, self.latent_shape).to(self.device)
-        data = self.x_hat if self.config.objective.prediction == "x" else None
-        whitened = SOLVERS[self.solver(solver)](self.u, noise, time_grid(nfe), data)
+        condition = self.condition(len(indices), where, guidance, interval)
+        data = partial(self.x_hat, condition=condition) if self.config.objective.prediction == "x" else None
+        u = partial(self.u, condition=condition)
+        whitened = SOLVERS[self.solver(solver)](u, noise, time_grid(nfe), data)
         return self.statistics.unwhiten(whitened.float()).cpu()
 
     @property
@@ -115,15 +186,20 @@ class Generator:
         """(B, C, I, J, K) latents -> (B, 1, 4I, 4J, 4K) volumes, float32, on the CPU."""
         return self.autoencoder.decode(latents.to(self.device)).float().cpu()
 
-    def sample(self, n: int, *, nfe: int = 1, seed: int = 0, solver: Solver = "auto", batch_size: int = 8) -> Tensor:
+    def sample(self, n: int, *, batch_size: int = 8, **how: Any) -> Tensor:
         """n volumes (n, 1, I, J, K), float32, intensities as trained (background 0, 99.5th percentile 1).
+
+        Args:
+            n: how many.
+            batch_size: samples at a time.
+            how: nfe, seed, solver, where, guidance, interval of `sample_latents`.
 
         Example:
             >>> neuromf.load("runs/cpu-small").sample(2).shape  # doctest: +SKIP
             torch.Size([2, 1, 64, 64, 64])
         """
         blocks = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-        return torch.cat([self.decode(self.sample_latents(b, nfe=nfe, seed=seed, solver=solver)) for b in blocks])
+        return torch.cat([self.decode(self.sample_latents(block, **how)) for block in blocks])
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the generator alone (weights of the chosen average, settings, statistics), for `load`."""
@@ -141,7 +217,8 @@ def load(source: str | Path, *, ema: str | float | None = None, device: str = "a
 
     Args:
         source: where it lies.
-        ema: decay of the average to use; the run's `ema.select` when None. Exported folders hold one.
+        ema: the average to use, a decay or a half-life as in `500kimg`; the run's `ema.select` when None. Exported
+            folders hold one.
         device: auto, cpu, cuda or mps.
 
     Raises:
@@ -151,9 +228,11 @@ def load(source: str | Path, *, ema: str | float | None = None, device: str = "a
     if not (folder / CONFIG_FILE).is_file() or not (folder / DATA_FILE).is_file():
         raise UserError(f"{folder} is neither a run nor an exported generator", "runs are made by `neuromf train`")
     config, data = from_yaml(folder / CONFIG_FILE), read_json(folder / DATA_FILE)
-    network = build_network(latent_channels=int(data["latent_shape"][0]), **config.network.model_dump())
-    weights, origin = _weights(folder, config, data, ema)
-    network.load_state_dict(weights)
+    whole: Any = build_network(config.network.model_dump(), data["latent_shape"], classes=len(class_names(data)))
+    weights, origin = _weights(folder, config, data, None if ema is None else average_name(ema))
+    network = whole.without_v_head() if config.network.v_head_blocks else whole
+    second_head = whole.state_dict().keys() - network.state_dict().keys()
+    network.load_state_dict({name: value for name, value in weights.items() if name not in second_head})
     return Generator(network, config, data, origin, torch_device(device))
 
 
@@ -183,7 +262,7 @@ def _folder(source: str) -> Path:
             raise UserError("this build ships no generator", "train one: `neuromf demo` needs no data")
         return BUILTIN
     path = Path(source)
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/")):
+    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "runs/")):
         if not path.is_dir():
             raise UserError(f"there is no run at {path}", "give a run folder, `builtin`, or a hub id owner/name")
         return path
@@ -200,19 +279,27 @@ def _folder(source: str) -> Path:
 
 
 def _weights(
-    folder: Path, config: TrainConfig, data: dict[str, Any], ema: str | float | None
+    folder: Path, config: TrainConfig, data: dict[str, Any], ema: str | None
 ) -> tuple[dict[str, Tensor], Source]:
     exported = folder / WEIGHTS_FILE
     if exported.is_file():
         held = str(data.get("ema"))
-        if ema is not None and f"{float(ema):g}" != held:
+        if ema is not None and ema != held:
             raise UserError(f"{folder} holds the average {held} alone, not {ema}", "leave --ema out")
         return load_file(exported), Source(str(folder), sha256_file(exported), data.get("update"), held)
     newest, _ = checkpoint.newest(folder)
     if newest is None:
         raise UserError(f"{folder} has no checkpoint yet", "train further: the same `neuromf train` command resumes")
-    decay = f"{config.ema.select if ema is None else float(ema):g}"
-    weights = checkpoint.load_average(newest, decay)
-    file = newest / f"ema_{decay}.safetensors"
+    name = ema or config.ema.selected
+    weights = checkpoint.load_average(newest, name)
+    file = newest / f"ema_{name}.safetensors"
     update = int(read_json(newest / "checkpoint.json")["update"])
-    return weights, Source(str(folder), sha256_file(file), update, decay)
+    return weights, Source(str(folder), sha256_file(file), update, name)
+
+
+def average_name(ema: str | float) -> str:
+    """How checkpoints call an average: 0.9950 and "0.995" are `0.995`, a half-life is `500kimg`."""
+    try:
+        return f"{float(ema):g}"
+    except ValueError:
+        return str(ema)

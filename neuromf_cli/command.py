@@ -9,7 +9,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from neuromf_cli import console
-from neuromf_cli.options import NUMBER_LISTS
+from neuromf_cli.options import NUMBER_LISTS, PAIR_LISTS
 
 
 class Command(TyperCommand):
@@ -17,7 +17,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of the command line."""
-        return super().parse_args(ctx, join_numbers(args))
+        return super().parse_args(ctx, repeat_pairs(join_numbers(args)))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; a bug leaves its traceback in the folder of `--out`, if there is one."""
@@ -44,6 +44,25 @@ def join_numbers(args: Sequence[str]) -> list[str]:
                 numbers.append(words.pop(0))
             joined += [",".join(numbers)] if numbers else []
     return joined
+
+
+def repeat_pairs(args: Sequence[str]) -> list[str]:
+    """Repeat an option of `PAIR_LISTS` before each `key=value` that follows it.
+
+    Example:
+        >>> repeat_pairs(["--where", "contrast=T1", "sex=F", "runs/a"])
+        ['--where', 'contrast=T1', '--where', 'sex=F', 'runs/a']
+    """
+    words, option = list(args), None
+    repeated: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if option and before != option and "=" in word and not word.startswith("-"):
+            repeated.append(option)
+        elif before != option:
+            option = None
+        option = word if word in PAIR_LISTS else option
+        repeated.append(word)
+    return repeated
 
 
 def _is_number(word: str) -> bool:

@@ -11,7 +11,9 @@ import typer
 from neuromf.errors import UserError
 
 # Options followed by one or three numbers (see `command.join_numbers`).
-NUMBER_LISTS = ("--size", "--spacing", "--fractions")
+NUMBER_LISTS = ("--size", "--spacing", "--fractions", "--guidance-interval", "--seeds")
+# Options followed by words of the form key=value.
+PAIR_LISTS = ("--where",)
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 SolverName = Literal["auto", "meanflow", "euler", "heun"]
@@ -31,6 +33,9 @@ AutoencoderName = Annotated[
 ]
 Weights = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Weights of the autoencoder, where it brings none.")
+]
+Seeds = Annotated[
+    str, typer.Option("--seeds", metavar="N [N N]", help="Repeat with each of these seeds (more than three: 0,1,2,3).")
 ]
 Size = Annotated[str, typer.Option("--size", metavar="N|I J K", help="Voxels per axis: one number, or three.")]
 Spacing = Annotated[str, typer.Option("--spacing", metavar="MM|I J K", help="Voxel edge in mm: one number, or three.")]
@@ -89,6 +94,46 @@ def shares(text: str) -> tuple[float, float, float]:
             f"--fractions {_spoken(text)} is not usable", "give three shares, as in --fractions 0.8 0.1 0.1"
         )
     return _three(text, "--fractions", "three shares, as in --fractions 0.8 0.1 0.1", minimum=0)
+
+
+def seeds(text: str) -> list[int]:
+    """The value of `--seeds`.
+
+    Raises:
+        UserError: not different whole numbers of 0 or more.
+    """
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+        raise UserError(f"--seeds {_spoken(text)} is not usable", "give different whole numbers, as in --seeds 0 1 2")
+    return [int(word) for word in words]
+
+
+def interval(text: str) -> tuple[float, float]:
+    """The value of `--guidance-interval`.
+
+    Raises:
+        UserError: not two times in order.
+    """
+    low, high = text.split(",")[:2] if text.count(",") == 1 else ("", "")
+    try:
+        times = float(low), float(high)
+    except ValueError:
+        times = (1.0, 0.0)
+    if not 0 <= times[0] <= times[1] <= 1:
+        raise UserError(f"--guidance-interval {_spoken(text)} is not usable", "give two times in order, as in 0.2 0.8")
+    return times
+
+
+def pairs(words: list[str] | None) -> dict[str, str]:
+    """The values of `--where` as a mapping.
+
+    Raises:
+        UserError: a word that is no key=value.
+    """
+    wrong = [word for word in words or [] if not all(word.partition("="))]
+    if wrong:
+        raise UserError(f"--where {wrong[0]} is not usable", "write KEY=VALUE, as in --where contrast=T1")
+    return dict(word.split("=", 1) for word in words or [])
 
 
 def _three(text: str, option: str, allowed: str, minimum: float) -> tuple[float, float, float]:

@@ -190,6 +190,11 @@ def compute_statistics(paths: Iterable[str | Path]) -> LatentStatistics:
     )
 
 
+def class_names(description: Mapping[str, Any]) -> list[str]:
+    """The classes that latents carry, in the order of their numbers, from dataset.json or a run's data.json."""
+    return list((description.get("classes") or {}).get("names", []))
+
+
 class LatentFolderInfo(NamedTuple):
     """A finished latent folder: its dataset.json, the training split's statistics, and the splits."""
 
@@ -235,8 +240,10 @@ class LatentDataset(Dataset[Tensor]):
         folder: written by `neuromf encode`.
         split: train, val or test.
         flipped: also give the left-right flipped copies, after the originals.
+        statistics: whiten with these instead of the folder's own.
 
     Attributes:
+        labels: (N,) int64, the class of each item, None where the latents carry none.
         subjects: the id of each item; shape: (C, I, J, K) of an item; info: the folder's description.
 
     Raises:
@@ -249,6 +256,7 @@ class LatentDataset(Dataset[Tensor]):
         split: str = "train",
         *,
         flipped: bool = False,
+        statistics: LatentStatistics | None = None,
         ram_limit_bytes: int = _RAM_LIMIT_BYTES,
     ) -> None:
         self.info = load_latent_folder_info(folder)
@@ -262,9 +270,10 @@ class LatentDataset(Dataset[Tensor]):
         if flipped:
             paths += [latent_path(folder, subject, flipped=True) for subject in subjects]
         self.subjects = subjects * (2 if flipped else 1)
-        self.statistics = self.info.statistics
+        self.statistics = statistics or self.info.statistics
         self.shape = tuple(int(n) for n in self.info.dataset["latent_shape"])
         self._paths = paths
+        self.labels = self._labels()
         self._check_files()
         n_bytes = 4 * len(paths) * torch.Size(self.shape).numel()
         in_ram = n_bytes < ram_limit_bytes
@@ -281,6 +290,13 @@ class LatentDataset(Dataset[Tensor]):
     def in_memory(self) -> bool:
         """Whether the split is held in memory."""
         return self._whitened is not None
+
+    def _labels(self) -> Tensor | None:
+        names = class_names(self.info.dataset)
+        if not names:
+            return None
+        of = self.info.dataset["classes"]["of"]
+        return torch.tensor([names.index(of[subject]) for subject in self.subjects])
 
     def _read(self, path: Path) -> Tensor:
         return self.statistics.whiten(load_latent(path, mmap=True)["z"].float())

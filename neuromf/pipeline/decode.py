@@ -80,6 +80,7 @@ def decode(
     if autoencoder is not None:
         recorded = {**recorded, "name": autoencoder}
     model = matching_autoencoder(recorded, weights=weights, device=device)
+    made_with = {"name": model.name, "sha256": model.sha256, "licence": model.licence}
     folder = out or Path(latents) / "volumes"
     remove_leftovers(folder)
     missing = [item for item in items if not _volume_path(folder, item).is_file()]
@@ -91,7 +92,8 @@ def decode(
             z = torch.stack([item.read() for item in block]).to(model.device)
             volumes = model.decode(z).float().cpu().numpy()
             pending += [
-                (item, writers.submit(_write, folder, item, v, affine)) for item, v in zip(block, volumes, strict=True)
+                (item, writers.submit(_write, folder, item, v, affine, made_with))
+                for item, v in zip(block, volumes, strict=True)
             ]
             while len(pending) > 4 * WRITERS:  # writing overlaps decoding, without holding many volumes
                 _collect(pending.pop(0), failed)
@@ -155,7 +157,7 @@ def _sidecar(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
         "Index": int(path.stem.rpartition("_")[2]),
         "NFE": manifest["nfe"],
         "Solver": manifest["solver"],
-        "Autoencoder": {key: manifest["autoencoder"].get(key) for key in ("name", "sha256", "licence")},
+        "Condition": manifest.get("condition"),
     }
 
 
@@ -176,9 +178,14 @@ def _volume_path(folder: Path, item: Item) -> Path:
     return folder / f"{item.name}.nii.gz"
 
 
-def _write(folder: Path, item: Item, volume: np.ndarray, affine: np.ndarray) -> str:
+def _write(folder: Path, item: Item, volume: np.ndarray, affine: np.ndarray, made_with: dict[str, Any]) -> str:
     problem = check_volume(volume[0])
-    sidecar = {**item.sidecar, "IntensityRange": [0, INTENSITY_SCALE], "QualityCheck": problem or "passed"}
+    sidecar = {
+        **item.sidecar,
+        "Autoencoder": made_with,
+        "IntensityRange": [0, INTENSITY_SCALE],
+        "QualityCheck": problem or "passed",
+    }
     write_json(folder / f"{item.name}.json", sidecar)
     finite = np.nan_to_num(volume[0], nan=0.0, posinf=0.0, neginf=0.0)
     description = "neuromf synthetic" if item.sidecar["SyntheticImage"] else "neuromf reconstruction"

@@ -54,6 +54,7 @@ def encode(
     preprocessing: Preprocessing,
     groups_csv: str | Path | None = None,
     group_column: str | None = None,
+    class_column: str | None = None,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
     report: bool = False,
@@ -69,7 +70,9 @@ def encode(
         out: the latent folder; the same settings resume it, other settings are refused.
         autoencoder: frozen; its hash travels with every latent.
         preprocessing: the grid and the intensity scale.
-        groups_csv: table that says which subjects belong together, by `group_column`.
+        groups_csv: table of the subjects.
+        group_column: its column that says which of them belong together.
+        class_column: its column that says what each scan shows (contrast, sex, site): training can be told.
         fractions: of train, val, test.
         seed: of the split.
         report: also measure SSIM and PSNR of each reconstruction.
@@ -83,7 +86,10 @@ def encode(
         ScanError: with `strict`, the first scan that cannot be used.
     """
     scans = find_scans(inputs)
-    groups = _groups(scans, groups_csv, group_column)
+    groups = _column(scans, groups_csv, group_column)
+    classes = _column(scans, groups_csv, class_column)
+    if groups_csv and not (groups or classes):
+        raise UserError(f"no column of {groups_csv} was named", "add --group-column NAME, or --class-column NAME")
     # A fault in the fractions should show before hours of encoding.
     make_splits([scan.subject for scan in scans], groups, fractions, seed)
     autoencoder.check_size(preprocessing.size)
@@ -100,7 +106,7 @@ def encode(
     # Written before and after the statistics: the reasons of refused scans are there even if those fail.
     write_json(job.out / REPORT_FILE, encoded.to_dict())
     splitting = {"seed": seed, "fractions": list(fractions), "group_column": group_column}
-    finished = _finish(job, encoded, groups, splitting, progress)
+    finished = _finish(job, encoded, groups, _classes(encoded, class_column, classes), splitting, progress)
     write_json(job.out / REPORT_FILE, finished.to_dict())
     return finished
 
@@ -137,15 +143,23 @@ class _Job:
         return (self.autoencoder.latent_channels, *size)
 
 
-def _groups(scans: Sequence[Scan], table: str | Path | None, column: str | None) -> dict[str, str] | None:
-    if table is None and column is None:
+def _column(scans: Sequence[Scan], table: str | Path | None, column: str | None) -> dict[str, str] | None:
+    if column is None:
         return None
-    if table is None or column is None:
+    if table is None:
         raise UserError(
-            "a table of groups and its column belong together",
+            f"the column '{column}' needs its table",
             "give both, for instance --groups subjects.csv --group-column scan_group",
         )
     return read_groups(Path(table), column, [scan.subject for scan in scans])
+
+
+def _classes(encoded: EncodeReport, column: str | None, of: Mapping[str, str] | None) -> dict[str, Any] | None:
+    """What dataset.json says of the classes: their column, their names in the order of their numbers, and whose."""
+    if of is None:
+        return None
+    usable = {scan.subject: of[scan.subject] for scan in encoded.scans if scan.status != "refused"}
+    return {"column": column, "names": sorted(set(usable.values())), "of": usable}
 
 
 def _check_folder(job: _Job, scans: Sequence[Scan]) -> None:
@@ -346,6 +360,7 @@ def _finish(
     job: _Job,
     encoded: EncodeReport,
     groups: Mapping[str, str] | None,
+    classes: Mapping[str, Any] | None,
     splitting: Mapping[str, Any],
     progress: Progress | None,
 ) -> EncodeReport:
@@ -374,6 +389,7 @@ def _finish(
             "affine": _grid_affine(job.preprocessing.size, spacing).tolist(),
             "splits": dict(splitting) | {"hash": digest},
             "counts": {name: len(members) for name, members in splits.items()} | {"refused": encoded.refused},
+            "classes": classes,
             "flip_copies": job.flip_copies,
             "neuromf_version": __version__,
         },

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,10 @@ FORMAT, FORMAT_VERSION = "neuromf-samples", 1
 
 
 class SampleReport(NamedTuple):
-    """What was sampled; `failed` maps a decoded volume's name to what the quality check found."""
+    """What was sampled; `failed` maps a decoded volume's name to what the quality check found.
+
+    `planned` is what a dry run found missing.
+    """
 
     out: Path
     n: int
@@ -32,6 +36,7 @@ class SampleReport(NamedTuple):
     nfe: int
     seconds: float
     failed: dict[str, str]
+    planned: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `seconds_per_sample` counts network and writing, not decoding."""
@@ -53,8 +58,12 @@ def sample(
     out: Path | None = None,
     batch_size: int = 8,
     solver: Solver = "auto",
-    ema: float | None = None,
+    ema: str | float | None = None,
+    where: Mapping[str, str] = MappingProxyType({}),
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
     decode: bool = False,
+    dry_run: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
     runs: Path = Path("runs"),
@@ -68,8 +77,9 @@ def sample(
         seed: of the noise; sample i depends on (seed, i) only.
         out: `<run>/generated` when None. A folder of the same settings is completed.
         batch_size: network batches are aligned to blocks of this many indices.
-        solver, ema: see `Generator`.
+        solver, ema, where, guidance, interval: see `Generator`.
         decode: also write the volumes.
+        dry_run: check everything and say what is missing; write nothing.
         device: auto, cpu, cuda or mps.
         progress: callback (description, done, total).
 
@@ -84,10 +94,17 @@ def sample(
     if out is None and source == "builtin":
         out = Path("generated")
     folder = out or Path(generator.source.path) / "generated"
-    manifest = _manifest(generator, nfe, seed, name, batch_size)
-    _claim(folder, manifest)
+    how: dict[str, Any] = {"nfe": nfe, "seed": seed, "solver": name}
+    conditions = {"where": dict(where), "guidance": guidance, "interval": list(interval)}
+    generator.condition(1, where, guidance, interval)  # what it cannot be asked for is refused before anything is made
+    manifest = _manifest(generator, nfe, seed, name, batch_size) | {"condition": conditions}
+    _claim(folder, manifest, dry_run)
+    if dry_run:
+        missing = sum(not sample_path(folder, i).is_file() for i in range(n))
+        return SampleReport(folder, n, 0, nfe, 0.0, {}, planned=missing)
     started = perf_counter()
-    made = _sample_blocks(generator, folder, n, nfe, seed, name, batch_size, progress)
+    how |= {"where": where, "guidance": guidance, "interval": interval}
+    made = _sample_blocks(generator, folder, n, how, batch_size, progress)
     seconds = perf_counter() - started
     _write_manifest(folder, manifest, n)
     failed: dict[str, str] = {}
@@ -102,9 +119,7 @@ def _sample_blocks(
     generator: Generator,
     folder: Path,
     n: int,
-    nfe: int,
-    seed: int,
-    solver: Any,
+    how: Mapping[str, Any],
     batch_size: int,
     progress: Progress | None,
 ) -> int:
@@ -118,7 +133,7 @@ def _sample_blocks(
         missing = [i for i in range(start, min(start + batch_size, n)) if not sample_path(folder, i).is_file()]
         if missing:
             # The whole block is evaluated even if n or a restart cuts it, so that a sample's bits do not depend on it.
-            latents = generator.sample_latents(range(start, start + batch_size), nfe=nfe, seed=seed, solver=solver)
+            latents = generator.sample_latents(range(start, start + batch_size), **how)
             for i in missing:
                 _save(sample_path(folder, i), latents[i - start], i)
             made += len(missing)
@@ -173,12 +188,12 @@ def _manifest(generator: Generator, nfe: int, seed: int, solver: str, batch_size
     }
 
 
-def _claim(folder: Path, manifest: dict[str, Any]) -> None:
+def _claim(folder: Path, manifest: dict[str, Any], dry_run: bool) -> None:
     """Write the manifest of a new folder, or check that the folder holds samples of the same settings."""
     path = folder / MANIFEST
     if path.exists():
         before = read_json(path)
-        keys = ("objective", "nfe", "solver", "seed", "latent_shape")
+        keys = ("objective", "nfe", "solver", "seed", "latent_shape", "condition")
         changed = [
             f"{key} {before.get(key)} there, {manifest[key]} now" for key in keys if before.get(key) != manifest[key]
         ]
@@ -188,7 +203,8 @@ def _claim(folder: Path, manifest: dict[str, Any]) -> None:
             raise UserError(f"{folder} holds other samples: {'; '.join(changed)}", "give another --out, or remove it")
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no samples", "give another --out")
-    _write_manifest(folder, manifest, 0)
+    if not dry_run:
+        _write_manifest(folder, manifest, 0)
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any], n: int) -> None:

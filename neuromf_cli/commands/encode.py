@@ -19,10 +19,16 @@ def encode(
     autoencoder: options.AutoencoderName = "builtin",
     weights: options.Weights = None,
     groups: Annotated[
-        Path | None, typer.Option("--groups", metavar="CSV", help="Table that says which scans belong together.")
+        Path | None, typer.Option("--groups", metavar="CSV", help="Table of the scans, one row each.")
     ] = None,
     group_column: Annotated[
-        str | None, typer.Option("--group-column", metavar="NAME", help="Its column; no group is ever split.")
+        str | None,
+        typer.Option(
+            "--group-column", metavar="NAME", help="Its column of who belongs together; no group is ever split."
+        ),
+    ] = None,
+    class_column: Annotated[
+        str | None, typer.Option("--class-column", metavar="NAME", help="Its column of what each scan shows.")
     ] = None,
     fractions: Annotated[
         str, typer.Option("--fractions", metavar="A B C", help="Shares for training, validation and test.")
@@ -60,6 +66,7 @@ def encode(
             preprocessing=preprocessing,
             groups_csv=groups,
             group_column=group_column,
+            class_column=class_column,
             fractions=options.shares(fractions),
             seed=seed,
             report=report,

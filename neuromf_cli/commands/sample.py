@@ -24,10 +24,21 @@ def sample(
         options.SolverName, typer.Option("--solver", help="How to step; auto takes what the run was trained for.")
     ] = "auto",
     ema: Annotated[
-        float | None, typer.Option("--ema", help="Decay of the weights' average.", show_default="the run's ema.select")
+        str | None,
+        typer.Option("--ema", metavar="NAME", help="Which average to use.", show_default="the run's ema.select"),
     ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="What to ask for, as in contrast=T1.")
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option("--guidance", min=1.0, help="Guidance scale, for models trained to take one.")
+    ] = 1.0,
+    guidance_interval: Annotated[
+        str, typer.Option("--guidance-interval", metavar="A B", help="Times between which guidance acts.")
+    ] = "0,1",
     decode: Annotated[bool, typer.Option("--decode", help="Also decode into NIfTI volumes.")] = False,
     device: options.Device = "auto",
+    dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -50,7 +61,11 @@ def sample(
             batch_size=batch_size,
             solver=solver,
             ema=ema,
+            where=options.pairs(where),
+            guidance=guidance,
+            interval=options.interval(guidance_interval),
             decode=decode,
+            dry_run=dry_run,
             device=device,
             progress=show,
         )

@@ -62,6 +62,38 @@ def test_encode_train_sample_decode_evaluate_with_default_folders(neuromf: Run, 
     assert (in_tmp / "evaluation" / "metrics.json").is_file()
 
 
+def test_a_model_of_classes_is_asked_for_one_in_words(neuromf: Run, scans: Path, in_tmp: Path) -> None:
+    table = ["--groups", scans / "renderings.csv", "--class-column", "source"]
+    words = ["--size", "16", "--autoencoder", "haar", "--fractions", "0.5", "0.5", "0"]
+    assert neuromf("encode", scans, *words, *table, "--quiet").exit_code == 0
+    classes = json.loads((in_tmp / "latents" / "dataset.json").read_text())["classes"]
+    assert (classes["column"], len(classes["names"]), len(classes["of"])) == ("source", 2, 8)
+
+    guided = ["network.name=mlp", "network.width=8", "network.classes=true", "network.guidance=true"]
+    training = ["guidance.enabled=true", "training.updates=4", "training.batch_size=4", "training.accumulation=1"]
+    assert neuromf("train", *guided, *training, "--quiet").exit_code == 0
+
+    one, other = classes["names"]
+    sample = ["sample", "--n", "2", "--guidance", "2", "--guidance-interval", "0.2", "0.8", "--where"]
+    planned = answer(neuromf(*sample, f"source={one}", "--dry-run", "--json"))
+    assert (planned["planned"], planned["made"]) == (2, 0)
+    assert not (in_tmp / "runs/imf-xpred/generated").exists()
+    assert answer(neuromf(*sample, f"source={one}", "runs/imf-xpred", "--json"))["made"] == 2
+    manifest = json.loads((in_tmp / "runs/imf-xpred/generated/manifest.json").read_text())
+    assert manifest["condition"] == {"where": {"source": one}, "guidance": 2.0, "interval": [0.2, 0.8]}
+
+    for asked, complaint in (
+        ([f"source={other}"], "holds other samples: condition"),
+        (["source=carl"], "no source 'carl'"),
+        ([f"source={one}", "age=70"], "cannot be asked for age=70"),
+        (["source"], "--where source is not usable"),
+    ):
+        refused = neuromf(*sample, *asked)
+        assert refused.exit_code == 2
+        assert complaint in refused.stderr
+        assert one in refused.stderr or "KEY=VALUE" in refused.stderr
+
+
 def test_a_scan_that_cannot_be_used_is_named_and_exits_4(neuromf: Run, scans: Path, in_tmp: Path) -> None:
     shutil.copytree(scans, in_tmp / "scans")
     (in_tmp / "scans" / "broken.nii.gz").write_bytes(b"not a scan")

@@ -19,7 +19,7 @@ import typer
 from neuromf import config
 from neuromf.errors import GuardError, Interrupted, PartialError, UserError
 from neuromf_cli import console
-from neuromf_cli.command import join_numbers
+from neuromf_cli.command import join_numbers, repeat_pairs
 
 Run = Callable[..., Any]
 
@@ -146,6 +146,19 @@ def test_numbers_after_an_option_become_one_word() -> None:
     assert join_numbers(["--size", "1", "2", "3", "4"]) == ["--size", "1,2,3", "4"]
     assert join_numbers(["--size"]) == ["--size"]
     assert join_numbers(["--", "--size", "1", "2"]) == ["--", "--size", "1", "2"]
+
+
+def test_an_option_of_pairs_takes_all_that_follow_it() -> None:
+    pairs = ["--where", "a=b", "c=d"]
+    repeated = ["--where", "a=b", "--where", "c=d"]
+    assert repeat_pairs(pairs) == repeated
+    assert repeat_pairs([*pairs, "runs/a"]) == [*repeated, "runs/a"]
+    assert repeat_pairs(["runs/a", *pairs, "--n", "3"]) == ["runs/a", *repeated, "--n", "3"]
+    assert repeat_pairs([*pairs, "--n", "3", "e=f"]) == [*repeated, "--n", "3", "e=f"]
+    assert repeat_pairs([*repeated, "e=f"]) == [*repeated, "--where", "e=f"]
+    assert repeat_pairs(["--where"]) == ["--where"]
+    assert repeat_pairs(["training.lr=1", "network.pad=true"]) == ["training.lr=1", "network.pad=true"]
+    assert repeat_pairs([*pairs, "--", "e=f"]) == [*repeated, "--", "e=f"]
 
 
 @pytest.mark.parametrize("words", [["1", "2"], ["0"], ["-4"], ["3.5"], ["inf"], ["x"]])

@@ -28,7 +28,7 @@ def commands_of(text: str) -> Iterator[str]:
 
 def parse(line: str) -> None:
     """Parse the words of one command line without running it."""
-    words = shlex.split(line, comments=True)[1:]
+    words = shlex.split(re.sub(r"^accelerate launch .*-m neuromf_cli ", "neuromf ", line), comments=True)[1:]
     if not words or words[0].startswith("-"):
         return
     assert words[0] in COMMANDS, f"no command '{words[0]}'"
@@ -43,10 +43,11 @@ def parse(line: str) -> None:
 
 LINES = [(path.name, line) for path in DOCUMENTS for line in commands_of(path.read_text(encoding="utf-8"))]
 LINES += [
-    (path.name, line.removeprefix("# Command: "))
+    (path.name, command)
     for path in PRESETS
     for line in path.read_text(encoding="utf-8").splitlines()
     if line.startswith("# Command: ")
+    for command in line.removeprefix("# Command: ").split(" && ")
 ]
 
 
@@ -62,6 +63,9 @@ def test_commands_in_the_documents_parse(document: str, line: str) -> None:
         "neuromf sample --nfe 1 --n 2000",
         "neuromf encode a.nii.gz 'b/*.nii' --size 48 64 48 --spacing 1 --groups s.csv --group-column scan_group",
         "neuromf render --n 300 --size 64 --spacing 3 --out volumes labels/",
+        "neuromf encode scans/ --groups scans.csv --class-column contrast",
+        "neuromf sample --where contrast=T1 sex=F --guidance 2 --guidance-interval 0.2 0.8 runs/imf-guided",
+        "accelerate launch --num_processes 2 -m neuromf_cli train --preset imf-xpred",
     ],
 )
 def test_the_promised_commands_parse(line: str) -> None:

@@ -11,7 +11,7 @@ from neuromf.losses.derivative import exact
 from neuromf.losses.meanflow import lp_loss
 from neuromf.models.unet import MaisiUNet
 from neuromf.training.draws import draw_times
-from neuromf.training.ema import WeightAverage
+from neuromf.training.ema import Constant, WeightAverage
 from neuromf.training.objective import Objective
 
 SHAPE = (4, 4, 4, 4)
@@ -44,7 +44,7 @@ def gradients(network: MaisiUNet, draws, autocast: bool = False, **settings) -> 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = objective(*draws)
     loss.value.backward()
-    return float(loss.value), {name: p.grad for name, p in network.named_parameters()}
+    return loss.value.item(), {name: p.grad for name, p in network.named_parameters()}
 
 
 @pytest.mark.gate("P3-T1")
@@ -96,14 +96,14 @@ def test_ten_thousand_draws_follow_the_configured_distribution():
 
 @pytest.mark.gate("P3-T8")
 def test_the_average_follows_the_network(network):
-    average = WeightAverage(network, 0.9)
+    average = WeightAverage(network, Constant(0.9))
     start = {name: value.clone() for name, value in average.weights.items()}
     doubled = MaisiUNet(
         4, channels=(8, 16), attention_levels=(False, True), head_channels=8, res_blocks=1, norm_groups=4
     )  # fmt: skip
     doubled.load_state_dict({name: 2 * value for name, value in network.state_dict().items()})
-    for _ in range(5):
-        average.update(doubled)
+    for update in range(5):
+        average.update(doubled, update + 1, batch=4)
     for name, value in average.weights.items():
         torch.testing.assert_close(value, start[name] * (2 - 0.9**5))
 

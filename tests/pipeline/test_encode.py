@@ -263,8 +263,66 @@ def test_groups_of_a_table_stay_together(scans, tmp_path):
     table.write_text("id,person\n" + "".join(f"s{i},p{i // 2}\n" for i in range(6)))
     report = run(scans, tmp_path / "out", groups_csv=table, group_column="person")
     assert sorted(map(sorted, report.splits.values())) == [["s0", "s1"], ["s2", "s3"], ["s4", "s5"]]
-    with pytest.raises(UserError, match="belong together"):
+    with pytest.raises(UserError, match=r"no column of .*subjects\.csv was named") as caught:
         run(scans, tmp_path / "out2", groups_csv=table)
+    assert "--group-column" in caught.value.hint
+    assert "--class-column" in caught.value.hint
+
+
+# --- classes -------------------------------------------------------------------------------------------------
+
+CONTRASTS = {"s0": "T1", "s1": "FLAIR", "s2": "T1", "s3": "T1", "s4": "FLAIR", "s5": "T1"}
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    path = tmp_path / "scans.csv"
+    rows = [f"{subject},{contrast},p{subject[1]}" for subject, contrast in CONTRASTS.items()]
+    path.write_text("\n".join(["subject,contrast,person", *rows]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("grouped", [{}, {"group_column": "person"}])
+def test_classes_are_numbered_in_the_order_of_their_names_and_stay_with_their_scans(scans, tmp_path, table, grouped):
+    run(scans, tmp_path / "out", groups_csv=table, class_column="contrast", **grouped)
+    classes = read_json(tmp_path / "out" / "dataset.json")["classes"]
+    assert classes == {"column": "contrast", "names": ["FLAIR", "T1"], "of": CONTRASTS}
+    for split in ("train", "val", "test"):
+        latents = LatentDataset(tmp_path / "out", split)
+        assert latents.labels.dtype == torch.int64
+        assert latents.labels.tolist() == [int(CONTRASTS[s] == "T1") for s in latents.subjects]
+
+
+def test_flipped_copies_have_the_class_of_their_scan(scans, tmp_path, table):
+    run(scans, tmp_path / "out", groups_csv=table, class_column="contrast", flip_copies=True)
+    latents = LatentDataset(tmp_path / "out", flipped=True)
+    assert latents.labels.tolist() == [int(CONTRASTS[s] == "T1") for s in latents.subjects]
+    assert len(latents.labels) == len(latents) == 8
+
+
+def test_scans_without_classes_have_no_labels(scans, tmp_path):
+    run(scans, tmp_path / "out")
+    assert LatentDataset(tmp_path / "out").labels is None
+
+
+def test_a_class_of_refused_scans_alone_is_none(scans, tmp_path, table):
+    (scans / "bad.nii.gz").write_bytes(b"no scan")
+    table.write_text(table.read_text() + "bad,PET,p9\n")
+    run(scans, tmp_path / "out", groups_csv=table, class_column="contrast")
+    classes = read_json(tmp_path / "out" / "dataset.json")["classes"]
+    assert classes["names"] == ["FLAIR", "T1"]
+    assert classes["of"] == CONTRASTS
+
+
+def test_a_scan_without_a_class_and_a_class_without_a_table_are_refused_before_any_work(scans, tmp_path, table):
+    table.write_text(table.read_text().replace("s3,T1", "s3,"))
+    with pytest.raises(UserError, match=r"1 of 6 subjects have no 'contrast' in .*scans\.csv: s3"):
+        run(scans, tmp_path / "out", groups_csv=table, class_column="contrast")
+    with pytest.raises(UserError, match="the column 'contrast' needs its table"):
+        run(scans, tmp_path / "out", class_column="contrast")
+    with pytest.raises(UserError, match="has no column 'modality'"):
+        run(scans, tmp_path / "out", groups_csv=table, class_column="modality")
+    assert not (tmp_path / "out").exists()
 
 
 def test_flipped_copies_are_encoded_from_the_flipped_volume(scans, tmp_path):

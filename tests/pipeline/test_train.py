@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import neuromf
 from neuromf import config
 from neuromf.data.latents import load_latent_folder_info
-from neuromf.errors import UserError
+from neuromf.errors import Interrupted, UserError
 from neuromf.pipeline.train import plan, train
+
+# The smallest network there is.
+TINY = [
+    "network.name=mlp", "network.width=8", "network.depth=2", "ema.decays=[0.5]", "ema.select=0.5",
+    "training.batch_size=4", "training.accumulation=1", "training.warmup_steps=0",
+]  # fmt: skip
+HEAD = ["network.v_head_blocks=1", "objective.tangent=v-head"]
 
 
 def test_run_folder_holds_everything_that_sampling_needs(small: list[str], run: Path, latents: Path) -> None:
@@ -97,3 +110,179 @@ def test_flipped_copies_are_asked_for_in_vain(small: list[str], latents: Path, t
     with pytest.raises(UserError, match="needs flipped copies") as caught:
         train(config.load("imf-xpred", [*small, "training.flip=true"]), latents, tmp_path / "run")
     assert "--flip-copies" in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def flipped(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from neuromf.data.preprocessing import Preprocessing
+    from neuromf.models.autoencoder import load_autoencoder
+    from neuromf.pipeline.encode import encode
+
+    folder = tmp_path_factory.mktemp("flipped") / "latents"
+    spec = Preprocessing(size=(16, 16, 16), spacing_mm=12.0, centre="grid")
+    encode([heads], folder, autoencoder=load_autoencoder("haar"), preprocessing=spec, flip_copies=True)
+    return folder
+
+
+@pytest.mark.parametrize(("flip", "latents"), [("auto", 20), ("false", 10)])
+def test_flipped_copies_count_in_the_length_of_an_epoch(flipped: Path, tmp_path: Path, flip: str, latents: int) -> None:
+    words = [*TINY, "training.epochs=1", "training.batch_size=1", f"training.flip={flip}"]
+    settings, heard = config.load("imf-xpred", words), Ears()
+    assert plan(settings, flipped).updates == latents
+    assert train(settings, flipped, tmp_path / "run", device="cpu").updates == latents
+    train(settings, flipped, tmp_path / "run", device="cpu", listener=heard)
+    assert any("already finished" in text for text in heard.messages)
+
+
+# --- what does not fit the latents -------------------------------------------------------------------------------
+
+
+class Ears:
+    """A listener that remembers, and does something after a given update."""
+
+    def __init__(self, after: int | None = None, action: Any = None) -> None:
+        self.after, self.action = after, action
+        self.messages: list[str] = []
+        self.updates: list[int] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def step(self, record: dict[str, Any]) -> None:
+        self.updates.append(record["update"])
+        if record["update"] == self.after:
+            self.action()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["network.name=mit", "network.patch=3", "network.v_head_blocks=0"], r"blocks of 3|multiple of 3|patch"),
+        (["network.classes=true"], "needs latents that carry classes"),
+        (["objective.lp=[1.5, 2, 2]"], "objective.lp has 3 entries, and these latents have 8 channels"),
+        (["objective.channel_weights=[1, 2]"], "objective.channel_weights has 2 entries"),
+    ],
+)
+def test_settings_that_do_not_fit_the_latents_are_refused_before_a_run_begins(
+    latents: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    settings = config.load("imf-xpred", overrides)
+    with pytest.raises(UserError, match=message):
+        plan(settings, latents)
+    with pytest.raises(UserError, match=message):
+        train(settings, latents, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_token_grid_that_does_not_divide_names_the_sizes_that_do(latents: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(config.load("imf-xpred", ["network.name=mit", "network.patch=3", "network.v_head_blocks=0"]), latents)
+    assert "(8, 8, 8)" in caught.value.message
+    assert "(6, 6, 6) or (9, 9, 9)" in caught.value.hint
+
+
+# --- starting from another run -----------------------------------------------------------------------------------
+
+STILL = ["training.updates=1", "training.warmup_steps=1", "training.seed=0"]  # its one update has rate 0
+FLOW = ["objective.name=rectflow", "objective.prediction=u", "network.conditioning=t", "training.lr=1e-2"]
+
+
+@pytest.fixture(scope="module")
+def flow(small: list[str], latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flow model that knows t alone."""
+    folder = tmp_path_factory.mktemp("flow") / "run"
+    train(config.load("imf-xpred", [*small, *FLOW]), latents, folder, device="cpu")
+    return folder
+
+
+def from_flow(small: list[str], flow: Path, *more: str) -> config.TrainConfig:
+    return config.load("imf-xpred", [*small, "objective.prediction=u", f"training.init_from={flow}", *more])
+
+
+@pytest.mark.parametrize("conditioning", ["decoupled", "t+h", "r+t"])
+def test_a_flow_model_that_gets_a_second_time_begins_as_good_as_it_was(
+    small: list[str], latents: Path, flow: Path, tmp_path: Path, conditioning: str
+) -> None:
+    """Its raw validation loss at r = t, before anything is learned, is the flow model's last."""
+    settings = from_flow(small, flow, *STILL, f"network.conditioning={conditioning}", "times.data_proportion=1")
+    ears = Ears()
+    found = train(settings, latents, tmp_path / "run", device="cpu", listener=ears)
+    last = json.loads((flow / "result.json").read_text())["val_raw_loss"]
+    assert found.val_raw_loss == pytest.approx(last, rel=1e-6)
+    assert any("starts from" in text and "average 0.5" in text for text in ears.messages)
+
+    base, new = (neuromf.load(str(folder), device="cpu") for folder in (flow, tmp_path / "run"))
+    z, r, t = torch.randn(3, *base.latent_shape), torch.tensor([0.0, 0.3, 0.5]), torch.tensor([1.0, 0.9, 0.5])
+    equal = torch.isclose(new.u(z, r, t), base.u(z, t, t), rtol=1e-4, atol=1e-5).flatten(1).all(1)
+    assert equal.tolist() == ([False, False, True] if conditioning == "decoupled" else [True, True, True])
+
+
+@pytest.fixture(scope="module")
+def tiny(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the smallest network, with a second head."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    train(config.load("imf-xpred", [*TINY, *HEAD, "training.updates=3"]), latents, folder, device="cpu")
+    return folder
+
+
+@pytest.mark.parametrize("head", [HEAD, []])
+def test_a_run_may_start_from_one_of_the_same_network_with_or_without_the_second_head(
+    latents: Path, tiny: Path, tmp_path: Path, head: list[str]
+) -> None:
+    settings = config.load("imf-xpred", [*TINY, *head, *STILL, f"training.init_from={tiny}"])
+    train(settings, latents, tmp_path / "again", device="cpu")
+    ours, theirs = neuromf.load(str(tmp_path / "again"), device="cpu"), neuromf.load(str(tiny), device="cpu")
+    assert torch.equal(ours.sample_latents([0]), theirs.sample_latents([0]))
+
+
+def test_a_run_that_began_from_another_goes_on_from_its_own_checkpoint(
+    latents: Path, tiny: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny, base)
+    settings = config.load(
+        "imf-xpred", [*TINY, *HEAD, f"training.init_from={base}", "training.updates=8", "training.lr=1e-2"]
+    )
+    straight = train(settings, latents, tmp_path / "straight", device="cpu")
+    stop = Ears(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(settings, latents, tmp_path / "run", device="cpu", listener=stop)
+    shutil.rmtree(base)  # no longer needed
+    ears = Ears()
+    resumed = train(settings, latents, tmp_path / "run", device="cpu", listener=ears)
+    assert ears.updates == [6, 7, 8]
+    assert not any("starts from" in text for text in ears.messages)
+    assert resumed.val_raw_loss == straight.val_raw_loss
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.prediction=x"], "predicts u, this run x"),
+        (["network.res_blocks=2"], "res_blocks: 1 there, 2 here"),
+        (["network.channels=[16,64]"], "channels"),
+    ],
+)
+def test_a_run_cannot_start_from_one_that_differs_in_more(
+    small: list[str], latents: Path, flow: Path, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(from_flow(small, flow, *overrides), latents, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()  # the corrected command can have the folder
+
+
+def test_a_run_cannot_start_from_latents_of_another_autoencoder(
+    small: list[str], latents: Path, flow: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(flow, base)
+    data = json.loads((base / "data.json").read_text())
+    data["autoencoder"]["sha256"] = "0" * 64
+    (base / "data.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="latents of another autoencoder"):
+        train(from_flow(small, base), latents, tmp_path / "run", device="cpu")
+
+
+def test_a_run_to_start_from_that_is_not_there_is_named(small: list[str], latents: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no run at runs/absent"):
+        train(from_flow(small, Path("runs/absent")), latents, tmp_path / "run", device="cpu")

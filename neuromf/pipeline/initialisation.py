@@ -1,0 +1,88 @@
+"""`training.init_from`: the weights a run starts from, ours or NVIDIA's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from neuromf import generator
+from neuromf.config import TrainConfig
+from neuromf.data.latents import LatentStatistics, class_names
+from neuromf.errors import UserError, did_you_mean
+from neuromf.models.pretrained import CODES, load_rectified_flow, rectified_flow_settings
+from neuromf.models.warm_start import convert
+
+
+def foreign_file(config: TrainConfig) -> Path | None:
+    """The weights file of `training.init_from`, where it is a file and no run."""
+    source = config.training.init_from
+    return Path(source) if source and Path(source).suffix in (".pt", ".pth") else None
+
+
+def foreign_statistics(file: Path, statistics: LatentStatistics) -> LatentStatistics:
+    """How latents reach NVIDIA's network: raw, times its scale factor, so mean 0 and std 1 / scale_factor."""
+    scale = load_rectified_flow(file).scale_factor
+    channels = len(statistics.mean)
+    return replace(statistics, mean=(0.0,) * channels, std=(1 / scale,) * channels)
+
+
+def start_from(config: TrainConfig, description: dict[str, Any], network: nn.Module, listener: Any) -> None:
+    """Load the weights of `training.init_from` into a fresh network, converted where the two differ.
+
+    Args:
+        config: resolved settings of the new run.
+        description: of its data.
+        network: of its settings; changed in place.
+        listener: hears what was done.
+
+    Raises:
+        UserError: another prediction, another autoencoder, or a network that cannot be converted.
+    """
+    file = foreign_file(config)
+    if file is not None:
+        _start_from_nvidia(config, description, network, file)
+        listener.message(f"starts from NVIDIA's rectified flow {file}")
+        return
+    source = str(config.training.init_from)
+    base = generator.load(source, device="cpu")
+    _same_prediction(base.config.objective.prediction, config, source)
+    if base.data["autoencoder"]["sha256"] != description["autoencoder"]["sha256"]:
+        raise UserError(
+            f"{source} was trained on latents of another autoencoder",
+            "encode the scans with the autoencoder of the run to start from",
+        )
+    settings, wanted = base.config.network.model_dump(), config.network.model_dump()
+    if class_names(base.data) != class_names(description) and settings["classes"]:
+        raise UserError(
+            f"{source} knows the classes {', '.join(class_names(base.data))}, these latents "
+            f"{', '.join(class_names(description)) or 'none'}",
+            "encode with the same class column, or start from a run without classes",
+        )
+    # A sampling network has lost its second head; what it lacks stays fresh.
+    settings["v_head_blocks"] = 0 if base.config.network.v_head_blocks else settings["v_head_blocks"]
+    network.load_state_dict(convert(base.network.state_dict(), settings, network, wanted))
+    listener.message(f"starts from {source} (average {base.source.ema})")
+    if base.data["statistics"] != description["statistics"]:
+        listener.message("warning: its latents were whitened with other statistics: expect a rough start")
+
+
+def _start_from_nvidia(config: TrainConfig, description: dict[str, Any], network: nn.Module, file: Path) -> None:
+    _same_prediction("u", config, str(file))
+    names = class_names(description) if config.network.classes else [config.training.init_contrast]
+    unknown = [name for name in names if name not in CODES]
+    if unknown:
+        raise UserError(f"NVIDIA's network knows no contrast '{unknown[0]}'", did_you_mean(unknown[0], CODES))
+    codes = [CODES[name] for name in names]
+    flow = load_rectified_flow(file, codes if config.network.classes else codes[0])
+    wanted = config.network.model_dump()
+    network.load_state_dict(convert(flow.state, rectified_flow_settings(wanted), network, wanted))
+
+
+def _same_prediction(found: str, config: TrainConfig, source: str) -> None:
+    if found != config.objective.prediction:
+        raise UserError(
+            f"{source} predicts {found}, this run {config.objective.prediction}", f"set objective.prediction={found}"
+        )
