@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from itertools import combinations
@@ -119,7 +121,23 @@ def test_an_unknown_preset_is_refused_with_the_nearest_one():
         ("network.channels=[32,64]", "2 levels and network.attention_levels 4"),
         ("network.norm_groups=48", "does not divide"),
         ("objective.t_min=0", "divides by zero"),
-        ("ema.select=0.5", "not among ema.decays"),
+        ("ema.select=0.5", "ema.select=0.5 is not among the averages 0.9995, 0.999, 0.9999"),
+        ("ema.select=500kimg", "ema.select=500kimg is not among the averages"),
+        ("objective.prediction=", "'u' or 'x'"),
+        ("times.data_proportion=1.5", r"times.data_proportion: .*less than or equal to 1 \(found 1.5\)"),
+        ("times.data_proportion=-0.1", r"times.data_proportion: .*greater than or equal to 0 \(found -0.1\)"),
+        ("objective.tangent=v-head", "needs a second head: set network.v_head_blocks to 1 or more"),
+        ("network.v_head_blocks=2", "trains nothing with objective.name=imf and tangent boundary"),
+        ("objective.name=alphaflow", r"needs objective.alpha_schedule, such as \[0.0, 1.0\]"),
+        ("objective.alpha_schedule=[0, 1]", "belongs to alphaflow, not to imf"),
+        ("network.conditioning=t", "does not show r to the network, and imf needs it: use t"),
+        ("network.guidance=true", "takes scales that nothing draws: set guidance.enabled=true"),
+        ("guidance.enabled=true", "needs network.classes=true"),
+        ("guidance.interval=[0.7, 0.2]", r"guidance.interval=\[0.7, 0.2\]: the lower time comes first"),
+        ("guidance.omega_max=1", "greater than 1"),
+        ("times.gap_start=0.3", "times.gap_curriculum above 0 together"),
+        ("times.gap_curriculum=0.3", "times.gap_start below 1"),
+        ("network.name=transformer", "no such network; available: maisi-unet, mit, mlp"),
         ("training.lr=-1", "greater than 0"),
         ("training.lr=nan", "greater than 0"),
         ("objective.name=imff", "imf"),
@@ -129,6 +147,37 @@ def test_an_unknown_preset_is_refused_with_the_nearest_one():
 def test_impossible_values_are_refused_with_the_reason(preset, override, message):
     with pytest.raises(UserError, match=message):
         config.load(preset, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.name=pmf", "objective.prediction=u"], "pmf compares data estimates: .*objective.prediction=x"),
+        (["objective.name=meanflow", "objective.tangent=v-head"], "belongs to imf and pmf, not to meanflow"),
+        (["objective.name=alphaflow", "objective.alpha_schedule=[0.8, 0.2]"], "must rise"),
+        (["objective.channel_weights=learned", "objective.norm_p=1"], "grow without end under objective.norm_p=1"),
+        (["objective.perceptual_weight=1", "objective.prediction=u"], "it needs prediction x"),
+        (["network.classes=true", "guidance.enabled=true"], "imf draws a scale .*: set network.guidance=true"),
+        (["guidance.enabled=true", "network.classes=true", "objective.name=rectflow"], "not to rectflow"),
+        (["guidance.enabled=true", "network.classes=true", "guidance.label_drop=0"], "set guidance.label_drop above 0"),
+        (["network.name=mit", "network.channels=[8, 8]"], "network.channels is a setting of maisi-unet, .* is mit"),
+        (["network.name=mlp", "network.patch=2"], "network.patch is a setting of maisi-unet and mit, .* is mlp"),
+        (["network.size=B"], "network.size is a setting of mit, and this network is maisi-unet"),
+        (["network.name=mit"], "network.v_head_blocks=8 trains nothing"),
+        (["network.name=mlp", "network.conditioning=decoupled"], "'t\\+h', 'r\\+t' or 'h'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_with_the_reason(preset, overrides, message):
+    with pytest.raises(UserError, match=message):
+        config.load(preset, overrides)
+
+
+def test_every_contradiction_between_sections_is_named_at_once(preset):
+    with pytest.raises(UserError) as caught:
+        config.load(preset, ["objective.tangent=v-head", "guidance.enabled=true", "network.guidance=false"])
+    assert "second head" in caught.value.message
+    assert "network.classes=true" in caught.value.message
+    assert "network.guidance=true" in caught.value.message
 
 
 def test_exponents_and_weights_of_different_numbers_of_channels_are_refused(preset):
@@ -169,6 +218,50 @@ def test_the_resolved_settings_survive_their_file(name, tmp_path, monkeypatch):
     assert config.from_yaml(tmp_path / "config.yaml") == settings
 
 
+# --- one of several networks ---------------------------------------------------------------------------------
+
+
+NETWORKS = {
+    "maisi-unet": {"name": "maisi-unet", "channels": [8, 16], "attention_levels": [False, True], "norm_groups": 4},
+    "mit": {"name": "mit", "size": None, "depth": 2, "width": 24, "heads": 2, "v_head_blocks": 0},
+    "mlp": {"name": "mlp", "width": 16, "depth": 2, "conditioning": "h"},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_the_same_from_a_preset_overrides_the_environment_and_a_run(tmp_path, monkeypatch, name):
+    wanted = NETWORKS[name]
+    whole = config.load(str(write(tmp_path / "whole.yaml", network=wanted)))
+    assert whole.network.name == name
+    plain = str(write(tmp_path / "plain.yaml"))
+    overrides = [f"network.{key}={json.dumps(value)}" for key, value in wanted.items()]
+    assert config.load(plain, overrides).network == whole.network
+    assert config.load(plain, config=tmp_path / "whole.yaml").network == whole.network
+    (tmp_path / "run.yaml").write_text(whole.to_yaml())
+    assert config.from_yaml(tmp_path / "run.yaml") == whole
+    for key, value in wanted.items():  # null is spoken there as in YAML
+        monkeypatch.setenv(f"NEUROMF_NETWORK__{key.upper()}", value if isinstance(value, str) else json.dumps(value))
+    assert config.load(plain).network == whole.network
+
+
+def test_layers_of_a_network_settings_are_merged(tmp_path, monkeypatch):
+    preset = str(write(tmp_path / "p.yaml", network={"name": "mlp", "width": 16, "depth": 2}))
+    monkeypatch.setenv("NEUROMF_NETWORK__DEPTH", "3")
+    network = config.load(preset, ["network.conditioning=h"]).network
+    assert (network.name, network.width, network.depth, network.conditioning) == ("mlp", 16, 3, "h")
+
+
+def test_a_preset_that_names_no_network_means_the_u_net(tmp_path):
+    assert config.load(str(write(tmp_path / "p.yaml", network={"res_blocks": 1}))).network.name == "maisi-unet"
+
+
+def test_an_average_is_selected_by_its_decay_or_its_half_life(preset):
+    ema = config.load(preset, ["ema.decays=[0.9]", "ema.half_lives_kimg=[0.5, 500]", "ema.select=500kimg"]).ema
+    assert ema.names == ["0.9", "0.5kimg", "500kimg"]
+    assert ema.selected == "500kimg"
+    assert config.load(preset, ["ema.select=0.99990"]).ema.selected == "0.9999"
+
+
 # --- the shipped presets ---------------------------------------------------------------------------------------
 
 
@@ -180,11 +273,11 @@ def test_the_recommended_preset_is_shipped():
 def test_a_shipped_preset_loads_and_builds_without_memory(name):
     import torch
 
-    from neuromf.models.unet import build_network, parameter_count
+    from neuromf.models.networks import build_network, parameter_count
 
     settings = config.load(name)
     with torch.device("meta"):
-        network = build_network(latent_channels=LATENT_CHANNELS, **settings.network.model_dump())
+        network = build_network(settings.network.model_dump(), (LATENT_CHANNELS, 48, 48, 48), classes=2)
     assert parameter_count(network) > 1000
 
 
@@ -194,7 +287,8 @@ def test_a_shipped_preset_opens_with_purpose_source_and_command(name):
     header = config.preset_header(path)
     assert len(header[0]) > 20
     assert any(line.startswith(("Source: ", "Purpose: ")) for line in header)
-    assert any(line.startswith("Command: neuromf ") and name in line for line in header)
+    command = next(line for line in header if line.startswith("Command: "))
+    assert re.search(rf"\bneuromf(_cli)? (train|toy|demo)\b.*\b{name}\b", command)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 30
 
 

@@ -16,14 +16,14 @@ LAYERS = [
     {"neuromf.generator"},
     {"neuromf.training"},
     {"neuromf.losses", "neuromf.models", "neuromf.data", "neuromf.sampling", "neuromf.metrics", "neuromf.reporting"},
-    {"neuromf.files", "neuromf.devices", "neuromf.weights", "neuromf.vision_shim"},
+    {"neuromf.files", "neuromf.devices", "neuromf.weights", "neuromf.vision_shim", "neuromf.conditions"},
     {"neuromf.errors"},
 ]
 SIBLINGS = LAYERS[4]
 # Only left of the siblings; it imports only what is right of them.
 CONFIG = "neuromf.config"
 TORCH_ONLY = ("neuromf/losses/", "neuromf/sampling/", "neuromf/metrics/distances.py")
-CHEAP = ("neuromf/__init__.py", "neuromf/config.py", "neuromf/errors.py", "neuromf/files.py", "neuromf_cli/")
+CHEAP = ("neuromf/__init__.py", "neuromf/config/", "neuromf/errors.py", "neuromf/files.py", "neuromf_cli/")
 HEAVY = {"torch", "monai", "numpy", "scipy", "matplotlib", "nibabel", "accelerate", "torchvision", "torchmetrics"}
 
 REPOSITORY = Path(__file__).resolve().parent.parent
