@@ -77,10 +77,7 @@ class TrainConfig(BaseSettings):
     @model_validator(mode="after")
     def _crossed(self) -> TrainConfig:
         faults = [*_channel_faults(self.objective), *_head_faults(self), *_guidance_faults(self)]
-        if getattr(self.network, "conditioning", None) == "t" and self.objective.name != "rectflow":
-            faults.append(
-                f"network.conditioning=t does not show r to the network, and {self.objective.name} needs it: use t+h"
-            )
+        faults += _time_faults(self)
         if self.network.precondition and self.objective.prediction != "x":
             faults.append("network.precondition=true makes a data estimate: set objective.prediction=x")
         if faults:
@@ -97,6 +94,17 @@ def _channel_faults(objective: ObjectiveConfig) -> Iterator[str]:
         n, m = len(objective.lp), len(objective.channel_weights)
         if n != m:
             yield f"objective.lp has {n} channels and objective.channel_weights {m}"
+
+
+def _time_faults(config: TrainConfig) -> Iterator[str]:
+    network, name = config.network, config.objective.name
+    seen = getattr(network, "conditioning", "t+h" if getattr(network, "time_token", False) else "h")
+    if seen == "t" and name != "rectflow":
+        yield f"network.conditioning=t does not show r to the network, and {name} needs it: use t+h"
+    if seen == "h" and name == "rectflow":
+        yield "rectflow trains r = t alone, and this network sees h = t - r alone: " + (
+            "set network.time_token=true" if network.name == "mit" else "set network.conditioning=t"
+        )
 
 
 def _head_faults(config: TrainConfig) -> Iterator[str]:

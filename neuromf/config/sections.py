@@ -129,7 +129,8 @@ class ObjectiveConfig(_Section):
     norm_p: Annotated[float, Field(ge=0)] = 0.5
     norm_eps: Positive = 1.0
     fm_weight: Annotated[float, Field(ge=0)] = 0.0
-    channel_weights: Literal["none", "precision", "learned"] | tuple[Positive, ...] = "none"
+    channel_weights: Literal["none", "precision", "variance", "learned"] | tuple[Positive, ...] = "none"
+    """precision: 1 / sigma_c^2 of the latents; variance: sigma_c^2, errors as large as the autoencoder sees them."""
     alpha_schedule: tuple[Share, Share] | None = None
     """Shares of the training between which alphaflow's flow_alpha falls from one to zero."""
     alpha_slope: Positive = 25.0

@@ -92,6 +92,11 @@ def plan_run(
     disk = need.parameters * 4 * (3 + len(averages)) * (config.intervals.keep_checkpoints + 1)
     found = (window_warning(n, decay, clock.updates, clock.batch) for n, decay in averages.items())
     warnings = [text for text in found if text]
+    if half and config.objective.name == "alphaflow":
+        warnings.append(
+            "alphaflow divides a difference of two velocities by flow_alpha, down to 0.005, and bf16 keeps 8 bits of "
+            "them: training.precision=fp32 is safe"
+        )
     if training.precision == "bf16" and not on_cuda:
         warnings.append(
             "bf16 on a CPU: torch 2.13 gives wrong Conv3d weight gradients on grids of 2^3 cells; fp32 is safe"

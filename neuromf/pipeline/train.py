@@ -175,12 +175,13 @@ def _latents(data: Path) -> LatentFolderInfo:
 
 
 def _channel_weights(config: TrainConfig, description: dict[str, Any]) -> Tensor | None:
-    """(C,) factors: none, given, or 1 / sigma_c^2 of the raw latents scaled to a mean of one."""
+    """(C,) factors: none, given, or a power of the raw latents' sigma_c scaled to a mean of one."""
     setting = config.objective.channel_weights
     if setting in ("none", "learned"):
         return None
-    if setting == "precision":
-        weights = torch.tensor(LatentStatistics.from_dict(description["statistics"]).std, dtype=torch.float32) ** -2
+    if setting in ("precision", "variance"):
+        sigma = torch.tensor(LatentStatistics.from_dict(description["statistics"]).std, dtype=torch.float32)
+        weights = sigma**2 if setting == "variance" else sigma**-2
         return weights / weights.mean()
     return torch.tensor(setting, dtype=torch.float32)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from neuromf.errors import UserError
 from neuromf.files import read_json, write_json
 
+EXTRA = {"raw_v": "vhead", "perceptual": "perceptual"}  # figures that some objectives have
 SUMMARY = Path("diagnostics/aggregate_results/training_summary.json")
 
 
@@ -66,6 +67,7 @@ class Epoch:
             "raw_loss_std": _std(values["raw"]),
             "raw_loss_fm_mean": _mean(values["raw"][~moving]),
             "raw_loss_mf_mean": _mean(values["raw"][moving]),
+            **{f"raw_loss_{name}_mean": _mean(values[key]) for key, name in EXTRA.items() if key in values},
             "velocity_norms": {
                 "u_norm": _mean(values["u_norm"]),
                 "compound_v_norm": _mean(values["V_norm"]),

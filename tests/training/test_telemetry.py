@@ -137,3 +137,10 @@ def test_tensorboard_gets_every_number(tmp_path):
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     assert set(events.Tags()["scalars"]) == {"raw_loss_mean", "nested/a"}
     assert [(e.step, e.value) for e in events.Scalars("raw_loss_mean")] == [(10, 1.0), (20, 0.5)]
+
+
+def test_figures_that_only_some_objectives_have_are_summed_up_where_they_are():
+    plain = epoch_of(record([True, False])).summary()
+    second_head = epoch_of({**record([True, False]), "raw_v": torch.tensor([1.0, 4.0])}).summary()
+    assert "raw_loss_vhead_mean" not in plain
+    assert second_head["raw_loss_vhead_mean"] == 2.5
