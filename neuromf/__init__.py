@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from neuromf.generator import Generator
@@ -14,12 +14,15 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(source: str, *, ema: str | None = None, device: str = "auto") -> Generator:
+def load(
+    source: str, *, ema: str | None = None, checkpoint: Literal["newest", "best"] = "newest", device: str = "auto"
+) -> Generator:
     """Load a trained generator from a run folder, `"builtin"`, or a hub id.
 
     Args:
         source: path of a run folder (or an exported generator), `"builtin"`, or a hub repository id.
         ema: which moving average to use; the run's own choice (`ema.select`) when None.
+        checkpoint: a run's `newest`, or the `best` by its validation loss.
         device: `auto`, `cpu`, `cuda` or `mps`.
 
     Example:
@@ -28,4 +31,4 @@ def load(source: str, *, ema: str | None = None, device: str = "auto") -> Genera
     """
     from neuromf.generator import load as load_generator
 
-    return load_generator(source, ema=ema, device=device)
+    return load_generator(source, ema=ema, checkpoint=checkpoint, device=device)

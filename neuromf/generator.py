@@ -212,13 +212,20 @@ class Generator:
         return folder
 
 
-def load(source: str | Path, *, ema: str | float | None = None, device: str = "auto") -> Generator:
+def load(
+    source: str | Path,
+    *,
+    ema: str | float | None = None,
+    checkpoint: Literal["newest", "best"] = "newest",
+    device: str = "auto",
+) -> Generator:
     """A generator from a run folder, an exported folder, `"builtin"`, or a hub id `owner/name`.
 
     Args:
         source: where it lies.
         ema: the average to use, a decay or a half-life as in `500kimg`; the run's `ema.select` when None. Exported
             folders hold one.
+        checkpoint: a run's newest, or the `best`: its selected average where the validation loss was the lowest.
         device: auto, cpu, cuda or mps.
 
     Raises:
@@ -229,7 +236,8 @@ def load(source: str | Path, *, ema: str | float | None = None, device: str = "a
         raise UserError(f"{folder} is neither a run nor an exported generator", "runs are made by `neuromf train`")
     config, data = from_yaml(folder / CONFIG_FILE), read_json(folder / DATA_FILE)
     whole: Any = build_network(config.network.model_dump(), data["latent_shape"], classes=len(class_names(data)))
-    weights, origin = _weights(folder, config, data, None if ema is None else average_name(ema))
+    name = None if ema is None else average_name(ema)
+    weights, origin = _best(folder, name) if checkpoint == "best" else _weights(folder, config, data, name)
     network = whole.without_v_head() if config.network.v_head_blocks else whole
     second_head = whole.state_dict().keys() - network.state_dict().keys()
     network.load_state_dict({name: value for name, value in weights.items() if name not in second_head})
@@ -295,6 +303,17 @@ def _weights(
     file = newest / f"ema_{name}.safetensors"
     update = int(read_json(newest / "checkpoint.json")["update"])
     return weights, Source(str(folder), sha256_file(file), update, name)
+
+
+def _best(folder: Path, ema: str | None) -> tuple[dict[str, Tensor], Source]:
+    weights, kept = checkpoint.load_best(folder)
+    if ema not in (None, kept.ema):
+        raise UserError(
+            f"the best weights of {folder} are those of the average {kept.ema}, not {ema}",
+            "leave --ema out, or take the newest checkpoint",
+        )
+    file = folder / checkpoint.FOLDER / checkpoint.BEST
+    return weights, Source(str(folder), sha256_file(file), kept.update, kept.ema)
 
 
 def average_name(ema: str | float) -> str:

@@ -286,8 +286,13 @@ class IntervalsConfig(_Section):
     validation: Count = 10
     samples: Count = 25
     sample_count: Count = 4
+    diagnostics: Count = 10
+    """The costly figures: the raw loss by channel."""
     checkpoint_updates: Count = 500
     keep_checkpoints: Count = 2
+    """How many of the newest stay, beside the best weights by validation."""
+    keep_every: Count | None = None
+    """Checkpoints after a multiple of this many updates are written and stay for good."""
 
 
 class GuardsConfig(_Section):

@@ -88,8 +88,7 @@ def plan_run(
     subjects = int(description["subjects"]["train"])
     clock = Clock(subjects if latents is None else latents, training.batch_size * training.accumulation, config)
     total, name = memory.available(device)
-    # weights, the averages, and two moments of the optimiser, float32, for every kept checkpoint and one in the making
-    disk = need.parameters * 4 * (3 + len(averages)) * (config.intervals.keep_checkpoints + 1)
+    disk = need.parameters * 4 * _kept_copies(config, clock.updates, len(averages))
     found = (window_warning(n, decay, clock.updates, clock.batch) for n, decay in averages.items())
     warnings = [text for text in found if text]
     if half and config.objective.name == "alphaflow":
@@ -112,6 +111,14 @@ def _check_channels(config: TrainConfig, channels: int) -> None:
                 f"objective.{name} has {len(given)} entries, and these latents have {channels} channels",
                 "give one entry per channel",
             )
+
+
+def _kept_copies(config: TrainConfig, updates: int, averages: int) -> int:
+    """How many float32 copies of the weights end on disk: each checkpoint holds the weights, the averages and two
+    moments of the optimiser, and one is in the making while the others are kept; and the best average."""
+    intervals = config.intervals
+    never_rotated = updates // intervals.keep_every if intervals.keep_every else 0
+    return (3 + averages) * (intervals.keep_checkpoints + never_rotated + 1) + 1
 
 
 def refuse_too_large(expected: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,11 @@ class Recorder:
             log_y=("raw loss", "gradient norm"),
         )
 
-    def samples(self, epoch: int, latents: Tensor) -> None:
-        """Keep the whitened samples, a picture of their channels, and of what they decode to."""
-        folder = self.out / "samples"
+    def samples(self, epoch: int, samples: Mapping[int, Tensor]) -> None:
+        """Keep the whitened samples, a picture of the one-step ones' channels, and of what those decode to."""
+        folder, latents = self.out / "samples", samples[1]
         with atomic_path(folder / "generated_samples" / f"epoch_{epoch:04d}.pt") as path:
-            torch.save({"nfe_1": latents.clone()}, path)
+            torch.save({f"nfe_{nfe}": whitened.clone() for nfe, whitened in samples.items()}, path)
         raw = self.statistics.unwhiten(latents)
         flat = (latents[0] / 6 + 0.5).clamp(0, 1).numpy()
         montage(

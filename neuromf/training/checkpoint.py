@@ -3,10 +3,15 @@
 `checkpoints/step_XXXXXXXX/` holds `model.safetensors`, one `ema_<decay>.safetensors` per average, `state.pt`
 (optimiser, guards, the unfinished epoch) and `checkpoint.json` (update count, SHA-256 of the others). The folder is
 made under another name and renamed, so a killed run leaves the one before.
+
+`checkpoints/best.safetensors` is the selected average where its validation loss was the lowest so far: one file with
+its update, loss and digest in its header, replaced by one rename, so that no marker can point at the wrong thing. It
+holds that average alone, to sample from; nothing is resumed from it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -15,14 +20,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neuromf.errors import UserError
 from neuromf.files import atomic_path, read_json, remove_leftovers, sha256_file, write_json
 
-FOLDER = "checkpoints"
+FOLDER, BEST = "checkpoints", "best.safetensors"
 FORMAT = 1
 
 
@@ -35,13 +40,27 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
+class Best(NamedTuple):
+    """Which weights had the lowest validation loss: after how many updates, and which average they are."""
+
+    update: int
+    ema: str
+    val_raw_loss: float
+
+
 def folder_of(run: Path, update: int) -> Path:
     """Where the checkpoint after `update` updates lies."""
     return run / FOLDER / f"step_{update:08d}"
 
 
-def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save(run: Path, checkpoint: Checkpoint, keep: int, keep_every: int | None = None) -> Path:
     """Write a checkpoint and drop the older ones beyond `keep`.
+
+    Args:
+        run: the run folder.
+        checkpoint: what to write.
+        keep: how many of the newest stay.
+        keep_every: those after a multiple of this many updates stay, too.
 
     Returns:
         Its folder.
@@ -63,13 +82,14 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     # Later ones can only be damaged ones that a resume passed over: they must not crowd out the good.
     whole = [folder for folder in sorted(target.parent.glob("step_*")) if folder.name <= target.name]
     for old in whole[:-keep]:
-        shutil.rmtree(old)
+        if keep_every is None or int(old.name.removeprefix("step_")) % keep_every:
+            shutil.rmtree(old)
     return target
 
 
-def _save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+def _save_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path, metadata)
     except SafetensorError as error:
         # Its writer reports a full disk in words only; `atomic_path` tells it to the user by its number.
         if found := re.search(r"os error (\d+)", str(error)):
@@ -117,3 +137,75 @@ def load_average(folder: Path, decay: str) -> dict[str, Tensor]:
     if decay not in kept:
         raise UserError(f"this run keeps no average {decay}", f"available: {', '.join(kept)}")
     return load_file(folder / f"ema_{decay}.safetensors")
+
+
+# --- the best --------------------------------------------------------------------------------------------------------
+
+
+def keep_best(run: Path, update: int, ema: str, val_raw_loss: float | None, weights: Mapping[str, Tensor]) -> bool:
+    """Keep averaged weights if their validation loss is lower than that of the ones kept so far.
+
+    Args:
+        run: the run folder.
+        update: how many updates they had.
+        ema: which average they are.
+        val_raw_loss: None, where nothing was validated, keeps nothing.
+        weights: of the average.
+
+    Returns:
+        Whether it is.
+    """
+    kept = best(run)
+    if val_raw_loss is None or (kept is not None and kept.val_raw_loss <= val_raw_loss):
+        return False
+    header = {"update": str(update), "ema": ema, "val_raw_loss": repr(val_raw_loss), "sha256": _digest(weights)}
+    with atomic_path(run / FOLDER / BEST) as path:
+        _save_weights(path, weights, header)
+    return True
+
+
+def best(run: Path) -> Best | None:
+    """What the run's best weights are; None where it has none, or a file that cannot be read."""
+    try:
+        return _best_of(_header(run))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def load_best(run: Path) -> tuple[dict[str, Tensor], Best]:
+    """The averaged weights whose validation loss was the lowest.
+
+    Raises:
+        UserError: the run has validated none yet, or the file is damaged.
+    """
+    path = run / FOLDER / BEST
+    if not path.is_file():
+        raise UserError(
+            f"{run} has no best weights: they are kept where the run validates",
+            "take the newest checkpoint, or train with validation latents",
+        )
+    try:
+        weights, header = load_file(path), _header(run)
+        if _digest(weights) == header["sha256"]:
+            return weights, _best_of(header)
+    except (SafetensorError, KeyError, ValueError):
+        pass
+    raise UserError(f"{path} is damaged", "take the newest checkpoint; the next better validation replaces the file")
+
+
+def _header(run: Path) -> dict[str, str]:
+    with safe_open(run / FOLDER / BEST, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _best_of(header: Mapping[str, str]) -> Best:
+    return Best(int(header["update"]), header["ema"], float(header["val_raw_loss"]))
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

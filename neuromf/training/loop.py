@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from neuromf.devices import torch_device
 from neuromf.errors import GuardError, Interrupted
 from neuromf.files import write_json
 from neuromf.training import checkpoint
+from neuromf.training.diagnostics import StepProbe, describe_samples, expected_sampling, relative_distance
 from neuromf.training.ema import WeightAverage, build_averages
 from neuromf.training.feed import Batch, Clock, Feed
 from neuromf.training.guards import Guards
@@ -32,7 +33,7 @@ from neuromf.training.interrupts import StopRequest
 from neuromf.training.objective import Objective, Perceptual
 from neuromf.training.optim import build_optimizer, learning_rate
 from neuromf.training.telemetry import Epoch, Summaries, TensorBoard
-from neuromf.training.validation import fixed_samples, validate
+from neuromf.training.validation import channel_raw_losses, fixed_samples, validate
 
 
 class Listener(Protocol):
@@ -44,8 +45,8 @@ class Listener(Protocol):
     def step(self, record: dict[str, Any]) -> None:
         """One update: update, updates, epoch, raw_loss, loss, lr, images_per_s, eta_s."""
 
-    def samples(self, epoch: int, latents: Tensor) -> None:
-        """Whitened one-step samples (B, C, I, J, K) from fixed noise."""
+    def samples(self, epoch: int, samples: Mapping[int, Tensor]) -> None:
+        """Whitened samples (B, C, I, J, K) from fixed noise, by their number of evaluations."""
 
     def epoch(self, summaries: list[dict[str, Any]]) -> None:
         """An epoch ended; all summaries so far."""
@@ -83,6 +84,15 @@ class Run:
     def selected(self) -> WeightAverage:
         """The average that validation and samples use."""
         return self.averages[self.config.ema.selected]
+
+    def closes_epoch(self, update: int) -> bool:
+        """Whether an epoch ends with this update (the first is 1)."""
+        return update % self.clock.epoch_updates == 0 or update == self.clock.updates
+
+    def saves(self, update: int) -> bool:
+        """Whether a checkpoint is due after this update."""
+        every = (self.config.intervals.checkpoint_updates, self.config.intervals.keep_every)
+        return update == self.clock.updates or any(n and update % n == 0 for n in every)
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
@@ -149,10 +159,9 @@ def train(
             clipped = config.training.clip is not None and norm > config.training.clip
             run.epoch.add(record, norm, clipped, time.perf_counter() - began)
             _observe(run, record, started, first)
-            if run.update % run.clock.epoch_updates == 0 or run.update == run.clock.updates:
+            if run.closes_epoch(run.update):
                 _end_epoch(run, summaries, board, validation_set)
-            due = run.update % config.intervals.checkpoint_updates == 0 or run.update == run.clock.updates
-            if due or stop.signal:
+            if run.saves(run.update) or stop.signal:
                 _save(run)
             if stop.signal and run.update < run.clock.updates:
                 raise Interrupted(
@@ -163,13 +172,8 @@ def train(
         board.close()
     last = summaries.epochs[-1] if summaries.epochs else {}
     validated = [e["val_raw_loss"] for e in summaries.epochs if e.get("val_raw_loss") is not None]
-    return TrainResult(
-        run.update,
-        len(summaries.epochs),
-        last.get("raw_loss_mean"),
-        validated[-1] if validated else None,
-        time.perf_counter() - started,
-    )
+    seconds, validation = time.perf_counter() - started, validated[-1] if validated else None
+    return TrainResult(run.update, len(summaries.epochs), last.get("raw_loss_mean"), validation, seconds)
 
 
 def _build(
@@ -237,6 +241,7 @@ def _save(run: Run) -> None:
             },
         ),
         keep=run.config.intervals.keep_checkpoints,
+        keep_every=run.config.intervals.keep_every,
     )
 
 
@@ -257,6 +262,7 @@ def _update(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], floa
             run.accelerator.backward(loss.value / training.accumulation)
         records.append(loss.record)
     clip = training.clip if training.clip is not None else math.inf
+    probe = StepProbe(run.bare.network) if run.closes_epoch(run.update + 1) else None
     norm = float(run.accelerator.clip_grad_norm_(run.objective.parameters(), clip))
     run.update += 1
     record = {name: torch.cat([r[name] for r in records]) for name in records[0]}
@@ -264,6 +270,8 @@ def _update(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], floa
         run.optimizer.step()
     else:
         run.listener.message("warning: " + run.guards.skip_nonfinite(run.update))
+    if probe is not None:
+        run.epoch.close(probe.figures())
     for average in run.averages.values():  # after a skipped update too, or an average would lose a whole period
         average.update(run.bare.network, run.update, run.clock.batch)
     return record, norm
@@ -302,22 +310,38 @@ def _observe(run: Run, record: dict[str, Tensor], started: float, first: int) ->
 def _save_failure(run: Run) -> None:
     """Keep the epoch's figures of a run that a guard ends; its weights are not worth a checkpoint."""
     if run.accelerator.is_main_process and run.epoch.records:
-        write_json(run.folder / "diagnostics/halted.json", {"global_step": run.update, **run.epoch.summary()})
+        write_json(run.folder / "diagnostics/halted.json", _figures(run))
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    """The epoch's figures that cost next to nothing."""
+    config, epoch = run.config, math.ceil(run.update / run.clock.epoch_updates)
+    figures: dict[str, Any] = {"epoch": epoch, "global_step": run.update, **run.epoch.summary()}
+    progress = (run.update - len(run.epoch.records) / 2) / run.clock.updates  # the middle of the epoch
+    figures["sampling"]["expected"] = expected_sampling(config.times, config.objective, progress)
+    figures["ema_divergence"] = relative_distance(run.selected.weights.values(), run.bare.network.parameters())
+    figures["learning_rate"] = run.optimizer.param_groups[0]["lr"]
+    figures["guards"] = {"warned": run.guards.warned, "skipped_updates": run.guards.nonfinite}
+    return figures
 
 
 def _end_epoch(run: Run, summaries: Summaries, board: TensorBoard | None, validation_set: Dataset[Tensor]) -> None:
-    number, final = math.ceil(run.update / run.clock.epoch_updates), run.update == run.clock.updates
-    summary: dict[str, Any] = {"epoch": number, "global_step": run.update, **run.epoch.summary()}
-    summary["learning_rate"] = run.optimizer.param_groups[0]["lr"]
-    summary["val_loss"] = summary["val_raw_loss"] = None
-    if number % run.config.intervals.validation == 0 or final:
-        summary.update(validate(run.bare, run.selected, validation_set, run.config, run.accelerator.device))
+    config, device, summary = run.config, run.accelerator.device, _figures(run)
+    number, last = summary["epoch"], run.update == run.clock.updates
+    summary |= {"val_loss": None, "val_raw_loss": None, "per_channel_loss": None}
+    if last or number % config.intervals.validation == 0:
+        summary |= validate(run.bare, run.selected, validation_set, config, device)
+    if last or number % config.intervals.diagnostics == 0:
+        summary["per_channel_loss"] = channel_raw_losses(run.bare, validation_set, config, device)
     if run.accelerator.is_main_process:
+        due = last or number % config.intervals.samples == 0
+        samples = fixed_samples(run.bare, run.selected, config, run.feed.shape, device) if due else None
+        summary["generated_samples"] = describe_samples(samples) if samples else None
+        checkpoint.keep_best(run.folder, run.update, config.ema.selected, summary["val_raw_loss"], run.selected.weights)
         summaries.add(summary)
         if board:
             board.write(summary)
         run.listener.epoch(summaries.epochs)
-        if number % run.config.intervals.samples == 0 or final:
-            device = run.accelerator.device
-            run.listener.samples(number, fixed_samples(run.bare, run.selected, run.config, run.feed.shape, device))
+        if samples:
+            run.listener.samples(number, samples)
     run.epoch = Epoch()

@@ -7,6 +7,7 @@ for is null.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from neuromf.errors import UserError
-from neuromf.files import read_json, write_json
+from neuromf.files import read_json, write_json, write_text
+from neuromf.training.diagnostics import finite, mean, mean_by_time, sampling_figures, std
 
 EXTRA = {"raw_v": "vhead", "perceptual": "perceptual"}  # figures that some objectives have
 SUMMARY = Path("diagnostics/aggregate_results/training_summary.json")
@@ -28,6 +30,7 @@ class Epoch:
         self.records: list[dict[str, Tensor]] = []
         self.gradients: list[tuple[float, bool]] = []
         self.seconds = 0.0
+        self.closing: dict[str, Any] = {}
 
     def add(self, record: dict[str, Tensor], gradient_norm: float, clipped: bool, seconds: float) -> None:
         """Add one update.
@@ -42,6 +45,10 @@ class Epoch:
         self.gradients.append((gradient_norm, clipped))
         self.seconds += seconds
 
+    def close(self, figures: dict[str, Any]) -> None:
+        """Take the figures of the last update (`diagnostics.StepProbe`); no checkpoint lies between it and the end."""
+        self.closing = figures
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of an unfinished epoch."""
         return {"records": self.records, "gradients": self.gradients, "seconds": self.seconds}
@@ -55,60 +62,44 @@ class Epoch:
         """The epoch's figures under the names of the diagnostics schema."""
         values = {name: torch.cat([r[name].float().cpu() for r in self.records]) for name in self.records[0]}
         # A skipped update must not make the whole epoch's figures null.
-        finite = torch.isfinite(values["raw"])
-        values = {name: value[finite] for name, value in values.items()}
+        usable = torch.isfinite(values["raw"])
+        values = {name: value[usable] for name, value in values.items()}
         moving = values["moving"].bool()
         norms = [norm for norm, _ in self.gradients if math.isfinite(norm)]
         x_variance = values["x_square"].mean() - values["x_mean"].mean() ** 2
         return {
-            "loss_mean": _mean(values["weighted"]),
-            "loss_std": _std(values["weighted"]),
-            "raw_loss_mean": _mean(values["raw"]),
-            "raw_loss_std": _std(values["raw"]),
-            "raw_loss_fm_mean": _mean(values["raw"][~moving]),
-            "raw_loss_mf_mean": _mean(values["raw"][moving]),
-            **{f"raw_loss_{name}_mean": _mean(values[key]) for key, name in EXTRA.items() if key in values},
+            "loss_mean": mean(values["weighted"]),
+            "loss_std": std(values["weighted"]),
+            "raw_loss_mean": mean(values["raw"]),
+            "raw_loss_std": std(values["raw"]),
+            "raw_loss_fm_mean": mean(values["raw"][~moving]),
+            "raw_loss_mf_mean": mean(values["raw"][moving]),
+            "raw_loss_by_t": mean_by_time(values["raw"], values["t"]),
+            **{f"raw_loss_{name}_mean": mean(values[key]) for key, name in EXTRA.items() if key in values},
             "velocity_norms": {
-                "u_norm": _mean(values["u_norm"]),
-                "compound_v_norm": _mean(values["V_norm"]),
-                "target_v_norm": _mean(values["v_norm"]),
-                "v_tilde_norm": _mean(values["v_tilde_norm"][moving]),
-                "jvp_norm": _mean(values["jvp_norm"][moving]),
+                "u_norm": mean(values["u_norm"]),
+                "compound_v_norm": mean(values["V_norm"]),
+                "target_v_norm": mean(values["v_norm"]),
+                "v_tilde_norm": mean(values["v_tilde_norm"][moving]),
+                "jvp_norm": mean(values["jvp_norm"][moving]),
             },
-            "cosine_sim_V_vc": _mean(values["cosine_V"]),
-            "cosine_sim_vtilde_vc": _mean(values["cosine_v_tilde"][moving]),
-            "relative_error": _mean(values["relative_error"]),
-            "adaptive_weight": {"mean": _mean(values["denominator"]), "std": _std(values["denominator"])},
+            "cosine_sim_V_vc": mean(values["cosine_V"]),
+            "cosine_sim_vtilde_vc": mean(values["cosine_v_tilde"][moving]),
+            "relative_error": mean(values["relative_error"]),
+            "adaptive_weight": {"mean": mean(values["denominator"]), "std": std(values["denominator"])},
             "x_hat_stats": {
-                "mean": _mean(values["x_mean"]),
-                "std": _finite(x_variance.clamp(min=0).sqrt()),
-                "min": _finite(values["x_min"].min()) if finite.any() else None,
-                "max": _finite(values["x_max"].max()) if finite.any() else None,
+                "mean": mean(values["x_mean"]),
+                "std": finite(x_variance.clamp(min=0).sqrt()),
+                "min": finite(values["x_min"].min()) if usable.any() else None,
+                "max": finite(values["x_max"].max()) if usable.any() else None,
             },
             "grad_clip_fraction": sum(clipped for _, clipped in self.gradients) / len(self.gradients),
-            "grad_norm_mean": _mean(torch.tensor(norms)),
-            "grad_norm_std": _std(torch.tensor(norms)),
+            "grad_norm_mean": mean(torch.tensor(norms)),
+            "grad_norm_std": std(torch.tensor(norms)),
             "epoch_time_sec": round(self.seconds, 3),
-            "sampling": {
-                "t_mean": _mean(values["t"]),
-                "t_std": _std(values["t"]),
-                "h_mean": _mean(values["t"] - values["r"]),
-                "h_zero_frac": _mean((~moving).float()),
-            },
+            "sampling": {**sampling_figures(values["r"], values["t"]), "count": len(values["t"])},
+            **self.closing,
         }
-
-
-def _finite(value: Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _mean(values: Tensor) -> float | None:
-    return _finite(values.double().mean()) if values.numel() else None
-
-
-def _std(values: Tensor) -> float | None:
-    return _finite(values.double().std(correction=0)) if values.numel() else None
 
 
 class Summaries:
@@ -127,13 +118,20 @@ class Summaries:
                 self.epochs = [e for e in read_json(run / SUMMARY) if e["global_step"] <= before]
             except (UserError, KeyError, TypeError):
                 self.epochs = []  # the array is rebuilt from here on; the per-epoch files remain
+        self._lines = [_line(e) for e in self.epochs]
 
     def add(self, summary: dict[str, Any]) -> None:
-        """Write one epoch's summary, and the array."""
+        """Write one epoch's summary, and the array with an epoch a line."""
         self.epochs.append(summary)
+        self._lines.append(_line(summary))
         folder = self.run / "diagnostics/per_epoch_metrics" / f"epoch_{summary['epoch']:03d}"
         write_json(folder / "summary.json", summary)
-        write_json(self.run / SUMMARY, self.epochs)
+        # Each line is encoded once: a thousand epochs take 0.1 s, which is several updates of a small network.
+        write_text(self.run / SUMMARY, "[\n" + ",\n".join(self._lines) + "\n]\n")
+
+
+def _line(summary: dict[str, Any]) -> str:
+    return json.dumps(summary, allow_nan=False)
 
 
 class TensorBoard:
@@ -145,8 +143,10 @@ class TensorBoard:
         self.writer = SummaryWriter(str(run / "logs"), purge_step=start)
 
     def write(self, summary: dict[str, Any], prefix: str = "") -> None:
-        """All numbers of a summary, nested ones as `group/name`."""
+        """All numbers of a summary, nested ones as `group/name` and `list/0`."""
         for name, value in summary.items():
+            if isinstance(value, list):
+                value = {str(index): item for index, item in enumerate(value)}
             if isinstance(value, dict):
                 self.write({**value, "global_step": summary["global_step"]}, f"{prefix}{name}/")
             elif isinstance(value, int | float) and name not in {"epoch", "global_step"}:

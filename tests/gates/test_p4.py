@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,8 +44,8 @@ class Recorder:
         if record["update"] == self.stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def samples(self, epoch: int, latents: torch.Tensor) -> None:
-        self.samples_seen.append(latents)
+    def samples(self, epoch: int, samples: Mapping[int, torch.Tensor]) -> None:
+        self.samples_seen.append(samples[1])
 
 
 class Items(Dataset):

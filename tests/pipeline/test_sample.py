@@ -15,6 +15,7 @@ from neuromf.generator import Generator
 from neuromf.pipeline.decode import check_volume, decode
 from neuromf.pipeline.sample import load_sample, newest_run, sample, sample_path
 from neuromf.pipeline.train import train
+from neuromf.training import checkpoint
 
 
 def contents(folder: Path, n: int) -> list[bytes]:
@@ -91,6 +92,20 @@ def test_unknown_average_lists_the_kept_ones(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no average 0\.9") as caught:
         sample(str(run), 1, out=tmp_path / "g", ema=0.9)
     assert "0.5" in caught.value.hint
+
+
+def test_the_best_weights_are_taken_on_request(run: Path, tmp_path: Path) -> None:
+    best = checkpoint.best(run)
+    assert best is not None
+    model = neuromf.load(run, checkpoint="best", device="cpu")
+    assert (model.source.update, model.source.ema) == (best.update, "0.5")
+    kept = checkpoint.load_best(run)[0]
+    assert all(torch.equal(value, kept[name]) for name, value in model.network.named_parameters())
+    with pytest.raises(UserError, match=r"the average 0\.5, not 0\.9"):
+        neuromf.load(run, checkpoint="best", ema=0.9, device="cpu")
+    model.save_pretrained(tmp_path / "export")
+    with pytest.raises(UserError, match="no best weights"):
+        neuromf.load(tmp_path / "export", checkpoint="best", device="cpu")
 
 
 def test_volumes_have_the_training_grid_and_say_they_are_synthetic(run: Path, tmp_path: Path) -> None:

@@ -36,9 +36,13 @@ def test_run_folder_holds_everything_that_sampling_needs(small: list[str], run: 
     assert environment["packages"]["torch"]
 
 
-def test_run_leaves_pictures_and_curves(run: Path) -> None:
+def test_run_leaves_pictures_curves_and_samples(run: Path) -> None:
     assert (run / "progress.png").stat().st_size > 1000
     assert list((run / "samples").glob("epoch_*/latent_channels.png"))
+    (collected,) = (run / "samples" / "generated_samples").glob("*.pt")
+    samples = torch.load(collected, weights_only=True)
+    assert list(samples) == ["nfe_1", "nfe_2", "nfe_5", "nfe_10"]
+    assert {values.shape for values in samples.values()} == {(4, *neuromf.load(run, device="cpu").latent_shape)}
     assert list((run / "samples" / "decoded").glob("*.png"))
     assert list((run / "logs").iterdir())
 
@@ -102,7 +106,9 @@ def test_plan_counts_parameters_updates_and_disk(small: list[str], latents: Path
     assert expected.updates == 12
     assert expected.subjects == len(load_latent_folder_info(latents).splits["train"])
     # weights, one average and two moments, in float32, for the two kept checkpoints and one being written
-    assert expected.disk_bytes == expected.memory.parameters * 4 * 4 * 3
+    assert expected.disk_bytes == expected.memory.parameters * 4 * (4 * 3 + 1)
+    kept = plan(config.load("imf-xpred", [*small, "intervals.keep_every=4"]), latents, device="cpu")
+    assert kept.disk_bytes == expected.memory.parameters * 4 * (4 * (3 + 3) + 1)
     assert json.dumps(expected.to_dict())
 
 

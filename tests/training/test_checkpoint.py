@@ -11,7 +11,7 @@ import torch
 from neuromf.errors import UserError
 from neuromf.files import read_json
 from neuromf.training import checkpoint
-from neuromf.training.checkpoint import Checkpoint
+from neuromf.training.checkpoint import Best, Checkpoint
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="size limits of POSIX systems")
 
@@ -50,6 +50,12 @@ def test_only_the_newest_are_kept(tmp_path):
     for update in (5, 10, 15, 20):
         checkpoint.save(tmp_path, at(update), keep=2)
     assert steps(tmp_path) == ["step_00000015", "step_00000020"]
+
+
+def test_every_so_many_updates_one_stays_for_good(tmp_path):
+    for update in (5, 10, 15, 20, 25):
+        checkpoint.save(tmp_path, at(update), keep=1, keep_every=10)
+    assert steps(tmp_path) == ["step_00000010", "step_00000020", "step_00000025"]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -163,3 +169,75 @@ def test_the_list_names_every_file(tmp_path):
     folder = checkpoint.save(tmp_path, at(5), keep=1)
     listed = set(read_json(folder / "checkpoint.json")["sha256"])
     assert listed == {path.name for path in folder.iterdir()} - {"checkpoint.json"}
+
+
+# --- the best --------------------------------------------------------------------------------------------------------
+
+WEIGHTS = {"layer.weight": torch.arange(6.0).reshape(3, 2), "bias": torch.ones(2)}
+
+
+def keep(run: Path, update: int, loss: float | None) -> bool:
+    return checkpoint.keep_best(run, update, "0.9", loss, {name: w * update for name, w in WEIGHTS.items()})
+
+
+def test_the_weights_of_the_lowest_validation_are_kept(tmp_path):
+    assert checkpoint.best(tmp_path) is None
+    kept = [keep(tmp_path, update, loss) for update, loss in ((10, 2.0), (20, 0.1 + 0.2), (30, None), (40, 0.5))]
+    assert kept == [True, True, False, False]
+    assert checkpoint.best(tmp_path) == Best(20, "0.9", 0.1 + 0.2)
+    weights, best = checkpoint.load_best(tmp_path)
+    assert best.update == 20
+    assert weights.keys() == WEIGHTS.keys()
+    assert all(torch.equal(weights[name], WEIGHTS[name] * 20) for name in WEIGHTS)
+
+
+def test_an_equal_validation_changes_nothing(tmp_path):
+    """A resumed run validates some updates again; the file stays the same."""
+    keep(tmp_path, 10, 1.0)
+    assert not keep(tmp_path, 20, 1.0)
+    assert not keep(tmp_path, 10, 1.0)
+    assert checkpoint.best(tmp_path).update == 10
+
+
+def test_rotation_leaves_the_best_alone_and_nothing_is_resumed_from_it(tmp_path):
+    keep(tmp_path, 5, 1.0)
+    assert checkpoint.newest(tmp_path) == (None, [])
+    for update in (5, 10, 15):
+        checkpoint.save(tmp_path, at(update), keep=1)
+    assert steps(tmp_path) == ["best.safetensors", "step_00000015"]
+    assert checkpoint.best(tmp_path).update == 5
+
+
+@pytest.mark.parametrize("harm", [truncate, flip])
+def test_a_damaged_best_is_refused_and_replaced(tmp_path, harm):
+    keep(tmp_path, 5, 1.0)
+    harm(tmp_path / "checkpoints" / checkpoint.BEST)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load_best(tmp_path)
+    assert keep(tmp_path, 10, 0.9)
+    assert checkpoint.load_best(tmp_path)[1].update == 10
+
+
+def test_a_run_that_never_validated_has_no_best(tmp_path):
+    with pytest.raises(UserError, match="no best weights"):
+        checkpoint.load_best(tmp_path)
+
+
+KILLED_AT_BEST = """
+import os, sys, torch
+from pathlib import Path
+from neuromf import files
+from neuromf.training import checkpoint
+run, weights = Path(sys.argv[1]), {"a": torch.ones(3)}
+checkpoint.keep_best(run, 5, "0.9", 2.0, weights)
+files._fsync = lambda path: os._exit(9)
+checkpoint.keep_best(run, 10, "0.9", 1.0, weights)
+"""
+
+
+@POSIX
+def test_a_kill_while_keeping_the_best_leaves_the_best_before(tmp_path):
+    assert run_code(KILLED_AT_BEST, str(tmp_path)).returncode == 9
+    assert checkpoint.load_best(tmp_path)[1] == Best(5, "0.9", 2.0)
+    checkpoint.save(tmp_path, at(10), keep=1)
+    assert steps(tmp_path) == ["best.safetensors", "step_00000010"]

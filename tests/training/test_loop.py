@@ -25,7 +25,8 @@ SPECIFIED = {
     "epoch", "global_step", "loss_mean", "loss_std", "raw_loss_mean", "raw_loss_std", "raw_loss_fm_mean",
     "raw_loss_mf_mean", "velocity_norms", "cosine_sim_V_vc", "cosine_sim_vtilde_vc", "relative_error",
     "adaptive_weight", "x_hat_stats", "grad_clip_fraction", "grad_norm_mean", "grad_norm_std", "learning_rate",
-    "epoch_time_sec", "val_loss", "val_raw_loss", "sampling",
+    "epoch_time_sec", "val_loss", "val_raw_loss", "sampling", "raw_loss_by_t", "block_grad_norms",
+    "relative_update_norm", "ema_divergence", "per_channel_loss", "generated_samples", "guards",
 }  # fmt: skip
 
 
@@ -69,7 +70,7 @@ class Ears:
         self.after, self.action = after, action
         self.messages: list[str] = []
         self.steps: list[dict] = []
-        self.drawn: list[tuple[int, torch.Tensor]] = []
+        self.drawn: list[tuple[int, dict[int, torch.Tensor]]] = []
         self.epochs: list[dict] = []
 
     def message(self, text: str) -> None:
@@ -80,8 +81,8 @@ class Ears:
         if record["update"] == self.after and self.action:
             self.action()
 
-    def samples(self, epoch: int, latents: torch.Tensor) -> None:
-        self.drawn.append((epoch, latents))
+    def samples(self, epoch: int, samples: dict[int, torch.Tensor]) -> None:
+        self.drawn.append((epoch, samples))
 
     def epoch(self, summaries: list[dict]) -> None:
         self.epochs = list(summaries)
@@ -210,6 +211,33 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     assert same(last(tmp_path).model, before.model)
 
 
+# --- what is kept ------------------------------------------------------------------------------------------------
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation(tmp_path):
+    """Too high a rate from the second epoch on: the first one's average stays the best."""
+    ears = run(tmp_path, settings(training={"updates": 40, "lr": 0.3, "warmup_steps": 40}))
+    validated = {e["global_step"]: e["val_raw_loss"] for e in ears.epochs}
+    best = checkpoint.best(tmp_path)
+    assert best == (min(validated, key=validated.get), "0.9", min(validated.values()))
+    assert best.update < 40
+
+
+def test_a_stopped_run_keeps_the_same_best(tmp_path, uninterrupted):
+    with pytest.raises(CrashError):
+        run(tmp_path, settings(), Ears(12, crash))
+    run(tmp_path, settings())
+    ours, theirs = (checkpoint.load_best(folder) for folder in (tmp_path, uninterrupted))
+    assert ours[1] == theirs[1]
+    assert same(ours[0], theirs[0])
+
+
+def test_checkpoints_that_are_to_stay_are_written_and_stay(tmp_path):
+    run(tmp_path, settings(intervals={"keep_every": 4, "checkpoint_updates": 5, "keep_checkpoints": 1}))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
+    assert kept == ["step_00000004", "step_00000008", "step_00000012"]
+
+
 # --- learning ----------------------------------------------------------------------------------------------------
 
 
@@ -236,15 +264,16 @@ def test_the_selected_average_validates_and_samples(tmp_path):
     validated = [e["val_raw_loss"] for e in slow_ears.epochs]
     assert validated[0] == pytest.approx(validated[1], rel=1e-5)
     assert fast_ears.epochs[0]["val_raw_loss"] != pytest.approx(fast_ears.epochs[1]["val_raw_loss"], rel=1e-3)
-    torch.testing.assert_close(slow_ears.drawn[0][1], slow_ears.drawn[1][1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slow_ears.drawn[0][1][1], slow_ears.drawn[1][1][1], rtol=1e-4, atol=1e-5)
 
 
 def test_samples_come_from_fixed_noise(tmp_path):
     first, second = run(tmp_path / "a", settings()), run(tmp_path / "b", settings())
     assert [epoch for epoch, _ in first.drawn] == [1, 2]
     for (_, a), (_, b) in zip(first.drawn, second.drawn, strict=True):
-        assert a.shape == (3, *SHAPE)
-        assert torch.equal(a, b)
+        assert set(a) == {1, 2, 5, 10}
+        assert a[1].shape == (3, *SHAPE)
+        assert same(a, b)
 
 
 # --- what the objective learns, and what it is told ------------------------------------------------------------------
@@ -331,16 +360,49 @@ def test_every_update_shows_the_raw_loss_beside_the_weighted_one(tmp_path):
     assert steps[-1]["eta_s"] == 0
 
 
-def test_the_summaries_have_the_specified_fields(tmp_path):
-    run(tmp_path, settings())
-    epochs = read_json(tmp_path / SUMMARY)
+def test_the_summaries_have_the_specified_fields(uninterrupted):
+    epochs = read_json(uninterrupted / SUMMARY)
     assert [(e["epoch"], e["global_step"]) for e in epochs] == [(1, 10), (2, 12)]
     for epoch in epochs:
         assert set(epoch) >= SPECIFIED
         assert epoch["val_raw_loss"] > 0
+        assert set(epoch["sampling"]) == set(epoch["sampling"]["expected"]) | {"expected", "count"}
         assert 0 <= epoch["sampling"]["h_zero_frac"] <= 1
-    assert (tmp_path / "diagnostics/per_epoch_metrics/epoch_002/summary.json").is_file()
-    assert list((tmp_path / "logs").iterdir())
+        assert set(epoch["block_grad_norms"]) == {"inside", "outside", "times"}
+        assert 0 < epoch["relative_update_norm"] < 0.1
+        assert 0 < epoch["ema_divergence"] < 1
+        assert set(epoch["generated_samples"]["stats"]) == {"nfe_1", "nfe_2", "nfe_5", "nfe_10"}
+        assert epoch["guards"] == {"warned": False, "skipped_updates": 0}
+    assert epochs[-1]["sampling"]["count"] == 2 * 4
+    assert (uninterrupted / "diagnostics/per_epoch_metrics/epoch_002/summary.json").is_file()
+    assert list((uninterrupted / "logs").iterdir())
+
+
+def test_the_update_an_epoch_ends_with_is_the_one_looked_at(tmp_path):
+    """The rate of its last update is nearly nought here, and the weights move by about as little."""
+    epochs = run(tmp_path, settings(training={"updates": 20, "schedule": "linear", "lr_final": 1e-12})).epochs
+    assert epochs[0]["relative_update_norm"] > 1e-4
+    assert epochs[1]["relative_update_norm"] < 1e-9
+    assert all(norm > 0 for norm in epochs[1]["block_grad_norms"].values())
+
+
+def test_the_divergence_of_the_average_is_that_of_the_selected_one(tmp_path):
+    """A decay of nearly one leaves the average where the network began."""
+    frozen = run(tmp_path / "a", settings(ema={"decays": (0.5, 1 - 1e-9), "select": 1 - 1e-9})).epochs
+    following = run(tmp_path / "b", settings(ema={"decays": (0.5, 1 - 1e-9), "select": 0.5})).epochs
+    start, model = Small().state_dict(), last(tmp_path / "a").model
+    squares = [sum(float((model[n] - w).square().sum()) for n, w in start.items())]
+    squares.append(sum(float(w.square().sum()) for w in model.values()))
+    assert frozen[-1]["ema_divergence"] == pytest.approx(math.sqrt(squares[0] / squares[1]), rel=1e-4)
+    assert following[-1]["ema_divergence"] < 0.5 * frozen[-1]["ema_divergence"]
+
+
+def test_the_costly_figures_come_at_their_intervals_and_at_the_end(tmp_path):
+    rare = {"validation": 100, "samples": 100, "diagnostics": 2}
+    epochs = run(tmp_path, settings(intervals=rare, training={"updates": 32})).epochs
+    assert [e["per_channel_loss"] is not None for e in epochs] == [False, True, False, True]
+    assert [e["generated_samples"] is not None for e in epochs] == [False, False, False, True]
+    assert len(epochs[1]["per_channel_loss"]) == 2
 
 
 def test_validation_and_samples_come_at_their_intervals_and_at_the_end(tmp_path):
@@ -352,7 +414,10 @@ def test_validation_and_samples_come_at_their_intervals_and_at_the_end(tmp_path)
 
 def test_a_run_without_validation_data_says_null(tmp_path):
     train(settings(), tmp_path, Small(), Latents(6), Latents(0), Ears(), device="cpu")
-    assert read_json(tmp_path / SUMMARY)[-1]["val_raw_loss"] is None
+    summary = read_json(tmp_path / SUMMARY)[-1]
+    assert summary["val_raw_loss"] is None
+    assert summary["per_channel_loss"] is None
+    assert checkpoint.best(tmp_path) is None
 
 
 # --- guards ------------------------------------------------------------------------------------------------------
@@ -364,6 +429,7 @@ def test_a_broken_latent_costs_its_updates_and_nothing_else(tmp_path):
     assert len(skipped) == UPDATES * 2 // 6  # one of the three batches of every pass
     final = last(tmp_path)
     assert final.state["guards"]["nonfinite"] == len(skipped)
+    assert ears.epochs[-1]["guards"]["skipped_updates"] == len(skipped)
     assert all(torch.isfinite(value).all() for value in final.model.values())
     assert all(torch.isfinite(value).all() for average in final.averages.values() for value in average.values())
     assert read_json(tmp_path / SUMMARY)[0]["raw_loss_mean"] > 0
@@ -391,7 +457,9 @@ def test_divergence_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(GuardError, match="the run diverges"):
         train(config, tmp_path, Exploding(), Latents(6), Latents(3), Ears(), device="cpu")
     assert last(tmp_path).update == 50
-    assert read_json(tmp_path / "diagnostics/halted.json")["global_step"] > 50
+    halted = read_json(tmp_path / "diagnostics/halted.json")
+    assert halted["global_step"] > 50
+    assert halted["guards"]["skipped_updates"] == 0
 
 
 # --- precision and devices -----------------------------------------------------------------------------------------

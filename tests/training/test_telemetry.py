@@ -16,7 +16,7 @@ FIGURES = (
 FIELDS = {
     "loss_mean", "loss_std", "raw_loss_mean", "raw_loss_std", "raw_loss_fm_mean", "raw_loss_mf_mean", "velocity_norms",
     "cosine_sim_V_vc", "cosine_sim_vtilde_vc", "relative_error", "adaptive_weight", "x_hat_stats", "grad_clip_fraction",
-    "grad_norm_mean", "grad_norm_std", "epoch_time_sec", "sampling",
+    "grad_norm_mean", "grad_norm_std", "epoch_time_sec", "sampling", "raw_loss_by_t",
 }  # fmt: skip
 
 
@@ -46,6 +46,8 @@ def test_means_are_sums_over_counts_whatever_the_batches():
     assert summary["velocity_norms"]["jvp_norm"] == pytest.approx(6)  # of the samples that have a derivative
     assert summary["sampling"]["h_zero_frac"] == pytest.approx(0.5)
     assert summary["sampling"]["h_mean"] == pytest.approx(1.8 / 4)
+    assert summary["sampling"]["count"] == 4
+    assert summary["raw_loss_by_t"] == [None, None, pytest.approx(1.5), None, pytest.approx(6)]
     assert summary["grad_norm_mean"] == pytest.approx(2)
     assert summary["grad_norm_std"] == pytest.approx(1)
     assert summary["grad_clip_fraction"] == pytest.approx(0.5)
@@ -88,6 +90,14 @@ def test_a_skipped_update_does_not_make_the_epoch_null():
     json.dumps(epoch_of(record([False], raw=[math.nan]), norms=(math.nan,)).summary(), allow_nan=False)
 
 
+def test_the_last_update_adds_its_own_figures():
+    epoch = epoch_of(record([True]))
+    epoch.close({"block_grad_norms": {"out": 0.5}, "relative_update_norm": 0.01})
+    summary = epoch.summary()
+    assert set(summary) == FIELDS | {"block_grad_norms", "relative_update_norm"}
+    assert summary["block_grad_norms"] == {"out": 0.5}
+
+
 def test_an_unfinished_epoch_survives_a_restart(tmp_path):
     records = [record([True, False], raw=[9.0, 1.0]), record([True], raw=[3.0])]
     whole, resumed = epoch_of(*records), Epoch()
@@ -101,7 +111,13 @@ def test_an_unfinished_epoch_survives_a_restart(tmp_path):
 
 
 def numbered(epoch: int) -> dict[str, object]:
-    return {"epoch": epoch, "global_step": 10 * epoch, "raw_loss_mean": 1.0 / epoch, "nested": {"a": 1.0}, "no": None}
+    return {
+        "epoch": epoch,
+        "global_step": 10 * epoch,
+        "raw_loss_mean": 1.0 / epoch,
+        "nested": {"a": 1.0, "b": [2.0, None]},
+        "no": None,
+    }
 
 
 def test_every_epoch_has_its_file_and_the_array_has_all(tmp_path):
@@ -110,6 +126,7 @@ def test_every_epoch_has_its_file_and_the_array_has_all(tmp_path):
         summaries.add(numbered(epoch))
     assert read_json(tmp_path / SUMMARY) == [numbered(1), numbered(2)]
     assert read_json(tmp_path / "diagnostics/per_epoch_metrics/epoch_002/summary.json") == numbered(2)
+    assert [line[0] for line in (tmp_path / SUMMARY).read_text().splitlines()] == ["[", "{", "{", "]"]
 
 
 def test_a_resumed_run_drops_the_epochs_it_will_redo(tmp_path):
@@ -117,7 +134,10 @@ def test_a_resumed_run_drops_the_epochs_it_will_redo(tmp_path):
     for epoch in (1, 2, 3):
         summaries.add(numbered(epoch))
     assert [e["epoch"] for e in Summaries(tmp_path, 20).epochs] == [1, 2]
-    assert [e["epoch"] for e in Summaries(tmp_path, 29).epochs] == [1, 2]
+    resumed = Summaries(tmp_path, 29)
+    assert [e["epoch"] for e in resumed.epochs] == [1, 2]
+    resumed.add(numbered(3))
+    assert read_json(tmp_path / SUMMARY) == [numbered(1), numbered(2), numbered(3)]
 
 
 def test_a_damaged_array_does_not_stop_a_run(tmp_path):
@@ -135,7 +155,7 @@ def test_tensorboard_gets_every_number(tmp_path):
         board.write(numbered(epoch))
     board.close()
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
-    assert set(events.Tags()["scalars"]) == {"raw_loss_mean", "nested/a"}
+    assert set(events.Tags()["scalars"]) == {"raw_loss_mean", "nested/a", "nested/b/0"}
     assert [(e.step, e.value) for e in events.Scalars("raw_loss_mean")] == [(10, 1.0), (20, 0.5)]
 
 

@@ -11,7 +11,13 @@ from neuromf.models.mlp import MeanFlowMLP
 from neuromf.sampling.noise import noise_batch
 from neuromf.training.ema import Constant, WeightAverage
 from neuromf.training.objective import Objective
-from neuromf.training.validation import VALIDATION_SAMPLES, fixed_samples, validate
+from neuromf.training.validation import (
+    COLLECTED_NFE,
+    VALIDATION_SAMPLES,
+    channel_raw_losses,
+    fixed_samples,
+    validate,
+)
 
 CPU = torch.device("cpu")
 SHAPE = (2, 2, 2, 2)
@@ -102,7 +108,7 @@ def test_classes_are_told():
 def test_samples_are_one_step_from_noise_that_never_changes():
     config = config_of()
     objective, average = objective_of(config)
-    found = fixed_samples(objective, average, config, SHAPE, CPU)
+    found = fixed_samples(objective, average, config, SHAPE, CPU)[1]
     noise = noise_batch(0, range(5), SHAPE)
     with torch.no_grad():
         assert torch.equal(found, objective.network(noise, torch.zeros(5), torch.ones(5)))  # an x-prediction's own
@@ -110,7 +116,7 @@ def test_samples_are_one_step_from_noise_that_never_changes():
     objective, average = objective_of(u)
     with torch.no_grad():
         expected = noise - objective.network(noise, torch.zeros(5), torch.ones(5))
-    torch.testing.assert_close(fixed_samples(objective, average, u, SHAPE, CPU), expected)
+    torch.testing.assert_close(fixed_samples(objective, average, u, SHAPE, CPU)[1], expected)
 
 
 @pytest.mark.parametrize("prediction", ["u", "x"])
@@ -121,7 +127,7 @@ def test_a_flow_model_steps_along_the_only_velocity_it_knows(prediction):
     with torch.no_grad():
         output = objective.network(noise, one, one)
     expected = noise - output if prediction == "u" else output
-    torch.testing.assert_close(fixed_samples(objective, average, config, SHAPE, CPU), expected)
+    torch.testing.assert_close(fixed_samples(objective, average, config, SHAPE, CPU)[1], expected)
 
 
 def test_the_classes_take_turns_in_the_samples():
@@ -130,4 +136,64 @@ def test_the_classes_take_turns_in_the_samples():
     seen: list[list[int]] = []
     objective.network.class_embedding.register_forward_hook(lambda _, label, __: seen.append(label[0].tolist()))
     fixed_samples(objective, average, config, SHAPE, CPU)
-    assert seen == [[0, 1, 0, 1, 0]]
+    assert seen == [[0, 1, 0, 1, 0]] * sum(COLLECTED_NFE)
+
+
+@pytest.mark.parametrize("name", ["imf", "rectflow"])
+def test_samples_with_more_evaluations_come_from_the_same_noise(name):
+    """The exact field of data that are all zero: z / t, whose every path ends at zero; a half of it stops half way."""
+    config = config_of(objective={"name": name, "prediction": "u"})
+    objective, average = objective_of(config)
+    objective.u = lambda z, r, t, condition=None: 0.5 * z / t.reshape(-1, 1, 1, 1, 1)
+    found = fixed_samples(objective, average, config, SHAPE, CPU)
+    assert tuple(found) == COLLECTED_NFE
+    noise = noise_batch(0, range(5), SHAPE)
+    torch.testing.assert_close(found[1], 0.5 * noise)
+    torch.testing.assert_close(found[2], 0.75 * 0.5 * noise)
+
+
+def test_a_validation_that_is_not_finite_is_null():
+    """JSON has no NaN: the run would end at its own summary."""
+    broken = Latents(4)
+    broken.items[0] = math.nan
+    assert validated(config_of(), broken) == {"val_loss": None, "val_raw_loss": None}
+    objective, _ = objective_of(config_of())
+    assert channel_raw_losses(objective, broken, config_of(), CPU) == [None, None]
+
+
+# --- by channel ------------------------------------------------------------------------------------------------------
+
+
+def by_channel(config: TrainConfig, data: Dataset, classes: int = 0) -> list[float | None] | None:
+    return channel_raw_losses(objective_of(config, classes)[0], data, config, CPU)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_channels_add_up_to_the_raw_loss_of_the_same_draws(reduction):
+    config = config_of(objective={"loss_reduction": reduction})
+    whole = validated(config, Latents(6))["val_raw_loss"]  # a fresh network's average is the network
+    assert sum(by_channel(config, Latents(6))) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_channel_that_is_off_is_the_one_that_is_named():
+    data = Latents(6)
+    data.items[:, 1] *= 30
+    first, second = by_channel(config_of(), data)
+    assert second > 50 * first
+
+
+def test_the_trained_weights_are_looked_at_by_channel_not_their_average():
+    config = config_of()
+    objective, _ = objective_of(config)
+    before = channel_raw_losses(objective, Latents(4), config, CPU)
+    with torch.no_grad():
+        for p in objective.parameters():
+            p.mul_(3)
+    assert channel_raw_losses(objective, Latents(4), config, CPU) != before
+
+
+def test_every_objective_has_its_losses_by_channel():
+    alphaflow = config_of(objective={"name": "alphaflow", "alpha_schedule": (0.0, 1.0)})
+    assert by_channel(alphaflow, Latents(6)) == by_channel(config_of(objective={"name": "meanflow"}), Latents(6))
+    assert len(by_channel(config_of(network={"classes": True}), Latents(6, classes=2), classes=2)) == 2
+    assert by_channel(config_of(), Latents(0)) is None
