@@ -17,10 +17,13 @@ from neuromf_cli.command import Command
 COMMANDS = {
     "encode": "Turn MRI scans into latents, ready for training.",
     "train": "Train a generator on latents; the same command run again resumes.",
+    "diagnose": "Say what is wrong with a training run, and which setting to change.",
     "sample": "Generate latents from a trained run, with one network evaluation each or more.",
     "decode": "Turn latents into NIfTI volumes.",
     "evaluate": "Compare generated volumes with real ones.",
     "demo": "Run everything on embedded data, in minutes and without a download.",
+    "toy": "Prove the method on data whose answer is known: a torus.",
+    "doctor": "Check the installation, or with --jvp the derivative du/dt of a preset.",
     "presets": "List, show and copy the settings that come with NeuroMF.",
     "render": "Make synthetic MRI from label maps, or from invented heads.",
     "train-autoencoder": "Train the small autoencoder that encodes and decodes volumes.",
