@@ -205,7 +205,8 @@ def test_the_answer_of_one_seed_is_always_the_same(preset: Run) -> None:
     [
         ("imf-xpred", (), 8),
         ("imf-xpred", ("network.pad=true",), 8),
-        ("cpu-small", (), 4),
+        ("cpu-small", (), 8),
+        ("demo", (), 4),
         ("mit-b", (), 8),
         ("toy-torus", (), 1),
     ],
