@@ -61,8 +61,7 @@ def start_from(config: TrainConfig, description: dict[str, Any], network: nn.Mod
             f"{', '.join(class_names(description)) or 'none'}",
             "encode with the same class column, or start from a run without classes",
         )
-    # A sampling network has lost its second head; what it lacks stays fresh.
-    settings["v_head_blocks"] = 0 if base.config.network.v_head_blocks else settings["v_head_blocks"]
+    settings["v_head_blocks"] = 0  # a sampling network has lost its second head; a fresh one takes its place
     network.load_state_dict(convert(base.network.state_dict(), settings, network, wanted))
     listener.message(f"starts from {source} (average {base.source.ema})")
     if base.data["statistics"] != description["statistics"]:

@@ -77,11 +77,12 @@ def train(
     if (file := foreign_file(config)) is not None:  # its network is used to another scale than these latents' own
         statistics = foreign_statistics(file, info.statistics)
         described["statistics"] = statistics.to_dict()
-    _announce(plan_run(config, described, latents=_count(config, info), device=device), listener)
+    expected = plan_run(config, described, latents=_count(config, info), device=device)
+    _announce(expected, listener)
     sets = TrainingData(
         described, training_set(data, config, info, statistics), _validation_set(data, info, statistics)
     )
-    return train_on(config, sets, out, device=device, deterministic=deterministic, listener=listener)
+    return train_on(config, sets, out, expected=expected, device=device, deterministic=deterministic, listener=listener)
 
 
 def train_on(
@@ -89,15 +90,16 @@ def train_on(
     data: TrainingData,
     out: Path,
     *,
+    expected: Plan | None = None,
     device: str = "auto",
     deterministic: bool = False,
     listener: Any = None,
 ) -> TrainResult:
-    """Train on sets that are at hand; everything else as `train`."""
+    """Train on sets that are at hand; `expected` is their plan if it was made already, the rest is as in `train`."""
     listener = listener or Silent()
     check_folder(out, config, data.description)
     latents = len(data.training_set)  # type: ignore[arg-type]
-    updates = plan_run(config, data.description, latents=latents, device=device).updates
+    updates = (expected or plan_run(config, data.description, latents=latents, device=device)).updates
     if (out / RESULT_FILE).exists() and read_json(out / RESULT_FILE)["updates"] == updates:
         result = TrainResult(**read_json(out / RESULT_FILE))
         listener.message(f"already finished after {result.updates:,} updates; nothing to do")
