@@ -244,17 +244,20 @@ def load(
     return Generator(network, config, data, origin, torch_device(device))
 
 
-def matching_autoencoder(recorded: dict[str, Any], *, weights: Path | None = None, device: str = "auto") -> Autoencoder:
+def matching_autoencoder(
+    recorded: dict[str, Any], *, weights: Path | None = None, device: str = "auto", memory: int | None = None
+) -> Autoencoder:
     """The autoencoder that latents were made with.
 
     Args:
         recorded: {name, sha256} as latents and runs store it.
         weights: file of a foreign autoencoder, where it is not found by name.
+        memory: bytes it may take on the device; None looks at what is free.
 
     Raises:
         UserError: it cannot be loaded, or its weights have another hash.
     """
-    autoencoder = load_autoencoder(recorded["name"], device=torch_device(device), weights=weights)
+    autoencoder = load_autoencoder(recorded["name"], device=torch_device(device), weights=weights, memory=memory)
     if autoencoder.sha256 != recorded["sha256"]:
         raise UserError(
             f"these latents were made by the autoencoder '{recorded['name']}' ({recorded['sha256'][:12]}...), "

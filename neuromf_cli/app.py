@@ -25,6 +25,7 @@ COMMANDS = {
     "toy": "Prove the method on data whose answer is known: a torus.",
     "doctor": "Check the installation, or with --jvp the derivative du/dt of a preset.",
     "presets": "List, show and copy the settings that come with NeuroMF.",
+    "weights": "List, fetch and verify the weights of others that NeuroMF can use.",
     "render": "Make synthetic MRI from label maps, or from invented heads.",
     "train-autoencoder": "Train the small autoencoder that encodes and decodes volumes.",
 }

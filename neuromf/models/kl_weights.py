@@ -18,7 +18,6 @@ from neuromf.files import atomic_path
 from neuromf.models.kl_network import KLArchitecture
 
 _WRAPPERS = ("unet_state_dict", "state_dict")  # NVIDIA wraps its autoencoder under the first, too
-_LISTED = 6
 
 
 class KLWeights(NamedTuple):
@@ -51,6 +50,11 @@ def read_weights(path: str | Path) -> KLWeights:
         raise UserError(
             f"{path} cannot be read as weights: {reason}", "download it again, or give another file"
         ) from error
+    if isinstance(values, Mapping) and "scale_factor" in values:
+        raise UserError(
+            f"{path} is a rectified-flow U-Net, not an autoencoder",
+            "networks start from it: neuromf train training.init_from=FILE; encode with the autoencoder it was made for",
+        )
     for wrapper in _WRAPPERS:
         if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):
             values = values[wrapper]

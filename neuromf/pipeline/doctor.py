@@ -17,7 +17,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from neuromf import assets
+from neuromf import assets, weights
 from neuromf.config import load, preset_files
 from neuromf.errors import UserError
 from neuromf.files import read_json, sha256_file
@@ -229,19 +229,20 @@ def _disk() -> Finding:
 
 def _weights() -> Finding:
     """The folder of foreign weights; the built-in autoencoder needs none."""
-    from neuromf.models.autoencoder import MAISI_FILE, WEIGHTS_VARIABLE
-
-    named = os.environ.get(WEIGHTS_VARIABLE)
-    if not named:
-        return Finding("ok", f"{WEIGHTS_VARIABLE} is not set (only --autoencoder maisi needs it)")
-    folder = Path(named).expanduser()
+    folder = weights.folder()
     if not folder.is_dir():
-        return Finding("problem", f"{WEIGHTS_VARIABLE}={named} is no folder", f"make it, or unset {WEIGHTS_VARIABLE}")
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".pt", ".pth", ".safetensors"))
-    listed = ", ".join(f"{path.name} ({path.stat().st_size / (1 << 20):.0f} MiB)" for path in files) or "no weights"
-    if MAISI_FILE not in [path.name for path in files]:
-        return Finding("warning", f"{folder}: {listed}", f"--autoencoder maisi needs {MAISI_FILE} there")
-    return Finding("ok", f"{folder}: {listed}")
+        if os.environ.get(weights.VARIABLE):
+            return Finding(
+                "problem", f"{weights.VARIABLE}={folder} is no folder", f"make it, or unset {weights.VARIABLE}"
+            )
+        return Finding("ok", "none here; only --autoencoder maisi and some metrics need any: neuromf weights list")
+    here = [listed for listed in weights.survey() if listed.present]
+    damaged = [f"{listed.path} {problem}" for listed in here if (problem := weights.damage(listed.path))]
+    if damaged:
+        return Finding("problem", "; ".join(damaged), "remove it and get it again: neuromf weights fetch NAME")
+    if not here:
+        return Finding("warning", f"{folder} holds no known weights", "neuromf weights list")
+    return Finding("ok", f"{folder}: {', '.join(listed.entry.name for listed in here)}")
 
 
 def _autoencoder() -> Finding:

@@ -31,8 +31,8 @@ def test_every_command_file_is_listed(repository: Path) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_each_command_shows_an_example_that_parses(name: str, neuromf: Run) -> None:
-    words = [[name]] if name != "presets" else [["presets", verb] for verb in ("list", "show", "copy")]
-    for command in words:
+    verbs = getattr(load_command(name), "commands", None)
+    for command in [[name, verb] for verb in verbs] if verbs else [[name]]:
         page = neuromf(*command, "--help")
         assert page.exit_code == 0
         text = " ".join(page.stdout.split())

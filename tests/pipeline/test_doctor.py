@@ -108,11 +108,13 @@ def test_the_weights_folder_is_listed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path / "absent"))
     assert status_of("weights")[0] == "problem"
     monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
+    assert status_of("weights") == ("warning", f"{tmp_path} holds no known weights neuromf weights list")
+    torch.save({"a": torch.zeros(3)}, tmp_path / "autoencoder_v1.pt")
+    assert status_of("weights") == ("ok", f"{tmp_path}: maisi ")
+    (tmp_path / "autoencoder_v2.pt").write_bytes(b"<html>please log in</html>")
     status, words = status_of("weights")
-    assert status == "warning"
-    assert "autoencoder_v1.pt" in words
-    (tmp_path / "autoencoder_v1.pt").write_bytes(bytes(2 << 20))
-    assert status_of("weights") == ("ok", f"{tmp_path}: autoencoder_v1.pt (2 MiB) ")
+    assert status == "problem"
+    assert "autoencoder_v2.pt is a web page" in words
 
 
 def test_a_full_disk_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
