@@ -24,3 +24,12 @@ def torch_device(name: str) -> torch.device:
     if name == "mps" and not mps:
         raise UserError("no MPS device is available", "use --device cpu")
     return torch.device(name)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be taken on a device now; of a CPU, what the machine could give without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -6,7 +6,6 @@ gradients, evaluation mode. The volume's grey values are 0 at its minimum and 1 
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neuromf.devices import free_memory
 from neuromf.errors import UserError, did_you_mean
 from neuromf.files import sha256_file, sha256_text
 from neuromf.models.haar import haar_forward, haar_inverse
-from neuromf.models.kl_network import MAISI, build_kl_network, posterior, split_rule
+from neuromf.models.kl_network import MAISI, build_kl_network, posterior
 from neuromf.models.kl_weights import read_weights
+from neuromf.models.slabs import FEATURE_MAPS, Slabs
 from neuromf.models.state import refuse_differences
+from neuromf.weights import find, locate, recognise
 
-AUTOENCODERS = ("builtin", "identity", "haar", "haar2", "maisi")
+FOREIGN = ("maisi", "maisi-v2", "maisi-bundle")
+"""Published autoencoders of one architecture, by their names in the weights catalogue; their latents do not mix."""
+AUTOENCODERS = ("builtin", "identity", "haar", "haar2", *FOREIGN)
 BUILTIN_WEIGHTS = Path(__file__).parent.parent / "assets" / "autoencoder_builtin.safetensors"
-MAISI_FILE = "autoencoder_v1.pt"
-WEIGHTS_VARIABLE = "NEUROMF_WEIGHTS"
-LICENCES = {"builtin": "Apache-2.0", "maisi": "NVIDIA Open Model License"}
-"""Licences of the weights, which travel with what they decode."""
+BUILTIN_LICENCE = "Apache-2.0"
 
 _EXACT_LOG_SIGMA = -15.0  # where MAISI's own clamp ends: no noise at all
 _CHUNK_VOXELS = 2**21  # volumes encoded at once, in voxels: eight of 64^3
@@ -49,45 +50,44 @@ class Autoencoder(ABC):
         latent_channels: C.
         factor: f, how many times coarser the latent grid is, per axis.
         device: where encode and decode run and leave their results.
-        licence: of the weights; None where there are none, or they are the user's own.
+        licence: of the weights, which travels with what they decode; None where there are none, or they are the user's.
     """
 
     def __init__(
-        self, name: str, sha256: str, latent_channels: int, factor: int, device: torch.device | str = "cpu"
+        self,
+        name: str,
+        sha256: str,
+        latent_channels: int,
+        factor: int,
+        device: torch.device | str = "cpu",
+        licence: str | None = None,
     ) -> None:
         self.name = name
         self.sha256 = sha256
         self.latent_channels = latent_channels
         self.factor = factor
         self.device = torch.device(device)
-        self.licence = LICENCES.get(name)
+        self.licence = licence
 
     def __repr__(self) -> str:
         return f"Autoencoder({self.name!r}, {self.latent_channels} channels, 1/{self.factor}, {self.sha256[:12]})"
-
-    @property
-    def divisors(self) -> tuple[int, int, int]:
-        """What each axis of a volume must be a multiple of."""
-        return self.factor, self.factor, self.factor
 
     def check_size(self, size: Sequence[int]) -> None:
         """Refuse a volume size (I, J, K) that cannot be encoded without cropping.
 
         Raises:
-            UserError: not three axes, or not multiples of `divisors`; the hint names the nearest sizes.
+            UserError: not three axes, or not multiples of `factor`; the hint names the nearest sizes.
         """
         if len(size) != 3:
             raise UserError(f"a volume has three axes, got {tuple(size)}", "give one 3-D volume per subject")
-        pairs = list(zip(size, self.divisors, strict=True))
-        if all(n > 0 and n % d == 0 for n, d in pairs):
+        f = self.factor
+        if all(n > 0 and n % f == 0 for n in size):
             return
-        smaller = tuple(max(n // d, 1) * d for n, d in pairs)
-        larger = tuple(max(-(-n // d), 1) * d for n, d in pairs)
-        d = self.divisors
-        rule = f"multiples of {d[0]}" if len(set(d)) == 1 else f"multiples of {d[0]}, {d[1]}, {d[2]}"
+        smaller = tuple(max(n // f, 1) * f for n in size)
+        larger = tuple(max(-(-n // f), 1) * f for n in size)
         nearest = _by(larger) if smaller == larger else f"{_by(smaller)} (crop) or {_by(larger)} (pad)"
         raise UserError(
-            f"autoencoder '{self.name}' cannot take volumes of {_by(size)}: the axes must be {rule}",
+            f"autoencoder '{self.name}' cannot take volumes of {_by(size)}: the axes must be multiples of {f}",
             f"nearest sizes: {nearest}",
         )
 
@@ -108,8 +108,8 @@ class Autoencoder(ABC):
         assert volume.shape[1] == 1, f"volumes have one channel, got {volume.shape[1]}"
         expected = (len(volume), *self.latent_shape(volume.shape[2:]))
         step = _chunk(volume[0, 0].numel())
-        parts = [self._encode(v.to(self.device, torch.float32)) for v in volume.split(step)]
-        mean, log_sigma = (torch.cat(part).float() for part in zip(*parts, strict=True))
+        parts = [self._encode(v.float()) for v in volume.split(step)]
+        mean, log_sigma = (torch.cat(part).to(self.device, torch.float32) for part in zip(*parts, strict=True))
         assert mean.shape == log_sigma.shape == expected, f"latents {tuple(mean.shape)}, expected {expected}"
         return Posterior(mean, log_sigma)
 
@@ -129,7 +129,7 @@ class Autoencoder(ABC):
         size = tuple(n * self.factor for n in latent.shape[2:])
         self.check_size(size)
         step = _chunk(size[0] * size[1] * size[2])
-        volume = torch.cat([self._decode(z.to(self.device, torch.float32)) for z in latent.split(step)]).float()
+        volume = torch.cat([self._decode(z.float()) for z in latent.split(step)]).to(self.device, torch.float32)
         assert volume.shape == (len(latent), 1, *size), f"decoded {tuple(volume.shape)}, expected {size}"
         return volume
 
@@ -153,11 +153,11 @@ class HaarAutoencoder(Autoencoder):
         self.levels = levels
 
     def _encode(self, volume: Tensor) -> tuple[Tensor, Tensor]:
-        bands = haar_forward(volume, self.levels)
+        bands = haar_forward(volume.to(self.device), self.levels)
         return bands, torch.full_like(bands, _EXACT_LOG_SIGMA)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        return haar_inverse(latent, self.levels)
+        return haar_inverse(latent.to(self.device), self.levels)
 
 
 class KLAutoencoder(Autoencoder):
@@ -167,7 +167,10 @@ class KLAutoencoder(Autoencoder):
         name: what to call it in messages and records.
         path: `.safetensors` or `.pt` (see `kl_weights.read_weights`).
         dtype: of the convolutions; None chooses bfloat16 on CUDA devices that have it, else float32.
-        num_splits: pieces the second axis is computed in, to save memory; restricts its length.
+        memory: bytes it may take on the device; None looks at what is free. Volumes that need more are computed in
+            slabs, with the same result.
+        sha256: of the file; None computes it.
+        licence: of the weights.
     """
 
     def __init__(
@@ -175,44 +178,55 @@ class KLAutoencoder(Autoencoder):
         name: str,
         path: Path,
         *,
+        sha256: str | None = None,
+        licence: str | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
-        num_splits: int = 1,
+        memory: int | None = None,
     ) -> None:
         device = torch.device(device)
         weights = read_weights(path)
         architecture = weights.architecture or MAISI
-        # MONAI's half-precision norm fails off CUDA; without it the published network needs twice the memory.
-        half_norm = architecture == MAISI and device.type == "cuda"
-        network = build_kl_network(architecture, num_splits=num_splits, norm_float16=half_norm)
+        network = build_kl_network(architecture)
         refuse_differences(
             f"{path} is no weights file of this autoencoder",
             weights.tensors,
             network.state_dict(),
-            "give the file of the right autoencoder (for MAISI: autoencoder_v1.pt or autoencoder_v2.pt)",
+            "give the file of the right autoencoder (for MAISI: `neuromf weights path maisi`)",
         )
         network.load_state_dict(weights.tensors)
-        super().__init__(name, sha256_file(path), architecture.latent_channels, architecture.factor, device)
+        digest = sha256 or sha256_file(path)
+        super().__init__(name, digest, architecture.latent_channels, architecture.factor, device, licence)
         self.architecture = architecture
         self.network = network.requires_grad_(False).eval().to(device)
         self.dtype = dtype or _best_dtype(device)
-        self._divisors = split_rule(architecture.factor, num_splits)
-
-    @property
-    def divisors(self) -> tuple[int, int, int]:
-        """What each axis of a volume must be a multiple of; splitting restricts the second one."""
-        return self._divisors
+        self.memory = memory
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _encode(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._fits(volume[:, 0].numel()):
+            return self._slabs().encode(volume.cpu())
         with self._autocast():
-            return posterior(self.network, volume)
+            return posterior(self.network, volume.to(self.device))
 
     def _decode(self, latent: Tensor) -> Tensor:
+        if not self._fits(latent[:, 0].numel() * self.factor**3):
+            return self._slabs().decode(latent.cpu())
         with self._autocast():
-            return self.network.decode(latent)
+            return self.network.decode(latent.to(self.device))
+
+    def _fits(self, voxels: int) -> bool:
+        """Whether the whole network can look at so many voxels at once."""
+        needed = 4 * voxels * self.architecture.channels[0] * FEATURE_MAPS
+        return needed <= self._allowed()
+
+    def _slabs(self) -> Slabs:
+        return Slabs(self.network, self.device, self._allowed() // 2, self.dtype)
+
+    def _allowed(self) -> int:
+        return int(0.8 * free_memory(self.device)) if self.memory is None else self.memory
 
     def decode_with_gradient(self, latent: Tensor) -> Tensor:
         """As `decode` in float32, at once and with gradients to the latent: (B, C, i, j, k) -> (B, 1, I, J, K)."""
@@ -233,17 +247,17 @@ def load_autoencoder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     weights: str | Path | None = None,
-    num_splits: int = 1,
+    memory: int | None = None,
 ) -> Autoencoder:
     """Load an autoencoder by name or from a weights file.
 
     Args:
         name_or_path: "builtin", "identity", "haar" (factor 2, 8 channels), "haar2" (factor 4, 64 channels),
-            "maisi", or the path of a `.pt` or `.safetensors` file.
+            one of `FOREIGN` (from the weights folder), or the path of a `.pt` or `.safetensors` file.
         device: where it runs.
         dtype: of the convolutions; None: bfloat16 on CUDA devices that have it, else float32.
-        weights: file for "builtin" or "maisi" instead of the default one.
-        num_splits: see `KLAutoencoder`.
+        weights: file for "builtin" or one of `FOREIGN` instead of the default one.
+        memory: bytes a learned one may take there; None looks at what is free.
 
     Raises:
         UserError: unknown name, absent file, or a file that does not fit.
@@ -256,31 +270,29 @@ def load_autoencoder(
     name = str(name_or_path)
     if name in exact:
         return HaarAutoencoder(name, exact[name], device)
-    if name == "builtin":
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "memory": memory}
+    if name in FOREIGN and weights is None:
+        found = locate(name)
+        return KLAutoencoder(name, found.path, sha256=found.sha256, licence=str(found.licence), **how)
+    if name in ("builtin", *FOREIGN):
         path = Path(weights or BUILTIN_WEIGHTS)
-    elif name == "maisi":
-        path = Path(weights) if weights else _maisi_path()
     elif Path(name).suffix in (".pt", ".safetensors"):
         path, name = Path(name), Path(name).stem
     else:
         raise UserError(
             f"no autoencoder '{name}'", did_you_mean(name, AUTOENCODERS) + ", or the path of a .pt or .safetensors file"
         )
-    return KLAutoencoder(name, path, device=device, dtype=dtype, num_splits=num_splits)
+    autoencoder = KLAutoencoder(name, path, **how)
+    autoencoder.licence = _licence(name, path, autoencoder.sha256)
+    return autoencoder
 
 
-def _maisi_path() -> Path:
-    """The MAISI weights in the folder `$NEUROMF_WEIGHTS`; they may not be redistributed with this package."""
-    folder = os.environ.get(WEIGHTS_VARIABLE)
-    path = Path(folder).expanduser() / MAISI_FILE if folder else None
-    if path is not None and path.is_file():
-        return path
-    found = f"{path} does not exist" if path else f"{WEIGHTS_VARIABLE} is not set"
-    raise UserError(
-        f"the MAISI autoencoder needs its weights file {MAISI_FILE}: {found}",
-        f"get {MAISI_FILE} from nvidia/NV-Generate-CT (NVIDIA Open Model License), put it into a folder and "
-        f"`export {WEIGHTS_VARIABLE}=FOLDER`; or use the built-in autoencoder: --autoencoder builtin",
-    )
+def _licence(name: str, path: Path, sha256: str) -> str | None:
+    """The licence of a file that was given by its path, as far as it is known whose it is."""
+    if path == BUILTIN_WEIGHTS:
+        return BUILTIN_LICENCE
+    entry = recognise(path, sha256) or (find(name) if name in FOREIGN else None)
+    return str(entry.licence) if entry else None
 
 
 def _best_dtype(device: torch.device) -> torch.dtype:

@@ -1,8 +1,8 @@
 """The KL autoencoder network of MAISI (Guo et al., arXiv 2409.11169), at any width and without its traps.
 
-MONAI's `AutoencoderKlMaisi` with two corrections that leave the maths and the weight names alone: its group
-norm loops over groups in Python (replaced by torch's, which is several times faster), and it can split a
-volume along its second axis, cropping it in silence when the length does not divide (see `split_rule`).
+MONAI's `AutoencoderKlMaisi` without two of its traps, the maths and the weight names as they are: its group norm
+loops over groups in Python (replaced by torch's, which is several times faster), and what it has against want of memory
+crops volumes in silence (`num_splits`) or fails off CUDA (`norm_float16`); `slabs` does that job instead.
 """
 
 from __future__ import annotations
@@ -52,16 +52,8 @@ MAISI = KLArchitecture(
 )
 
 
-def build_kl_network(
-    architecture: KLArchitecture, *, num_splits: int = 1, norm_float16: bool = False
-) -> AutoencoderKlMaisi:
-    """Build the network with fresh weights.
-
-    Args:
-        architecture: widths and depths; `MAISI` is the published one, 20.94 M parameters.
-        num_splits: pieces the second axis is computed in, to save memory; see `split_rule`.
-        norm_float16: half-precision norms as published; only works on CUDA, and keeps MONAI's own norm.
-    """
+def build_kl_network(architecture: KLArchitecture) -> AutoencoderKlMaisi:
+    """The network with fresh weights; `MAISI` is the published one, 20.94 M parameters."""
     network = AutoencoderKlMaisi(
         spatial_dims=3,
         in_channels=1,
@@ -75,13 +67,12 @@ def build_kl_network(
         with_encoder_nonlocal_attn=False,
         with_decoder_nonlocal_attn=False,
         use_convtranspose=architecture.transposed,
-        num_splits=num_splits,
+        num_splits=1,
         dim_split=1,
-        norm_float16=norm_float16,
+        norm_float16=False,
         save_mem=False,
     )
-    if not norm_float16:
-        _replace_norms(network)
+    _replace_norms(network)
     return network
 
 
@@ -94,11 +85,6 @@ def _replace_norms(module: nn.Module) -> None:
             setattr(module, name, norm)
         else:
             _replace_norms(child)
-
-
-def split_rule(factor: int, num_splits: int) -> tuple[int, int, int]:
-    """Divisor of each axis: `factor`, and factor x num_splits on the second axis, which is the one split."""
-    return factor, factor * num_splits, factor
 
 
 def parameter_count(module: nn.Module) -> int:

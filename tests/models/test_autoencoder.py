@@ -85,18 +85,14 @@ def test_size_rule_names_the_nearest_sizes() -> None:
         autoencoder.check_size((48, 48))
 
 
-def test_splitting_restricts_the_second_axis_only(tiny: KLAutoencoder, tmp_path: Path) -> None:
-    split = load_autoencoder(tmp_path / "tiny.safetensors", num_splits=2)
-    assert (tiny.divisors, split.divisors) == ((4, 4, 4), (4, 8, 4))
-    split.check_size((12, 16, 12))
-    with pytest.raises(UserError, match="multiples of 4, 8, 4"):
-        split.check_size((12, 12, 12))
-
-
-def test_splitting_changes_nothing_where_the_rule_holds(tiny: KLAutoencoder, tmp_path: Path) -> None:
-    split = load_autoencoder(tmp_path / "tiny.safetensors", num_splits=2)
+def test_a_volume_too_large_for_the_memory_is_computed_in_slabs(tiny: KLAutoencoder, tmp_path: Path) -> None:
+    small = load_autoencoder(tmp_path / "tiny.safetensors", memory=100_000)
+    assert isinstance(small, KLAutoencoder)
     x = volumes(1, (8, 32, 8))
-    torch.testing.assert_close(split.reconstruct(x), tiny.reconstruct(x), atol=1e-4, rtol=1e-4)
+    assert tiny._fits(x.numel())
+    assert not small._fits(x.numel())
+    torch.testing.assert_close(small.encode(x).log_sigma, tiny.encode(x).log_sigma, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(small.reconstruct(x), tiny.reconstruct(x), atol=1e-5, rtol=1e-4)
 
 
 def test_a_batch_in_chunks_equals_one_by_one(tiny: KLAutoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +167,7 @@ def test_maisi_loads_every_published_layout(layout: str, maisi_state: dict[str, 
         wrapped = {"epoch": 1, "unet_state_dict": maisi_state}
         torch.save(wrapped if layout == "wrapped.pt" else maisi_state, path)
     autoencoder = load_autoencoder("maisi", weights=path)
-    assert (autoencoder.latent_channels, autoencoder.factor, autoencoder.divisors) == (4, 4, (4, 4, 4))
+    assert (autoencoder.latent_channels, autoencoder.factor) == (4, 4)
     assert autoencoder.sha256 == sha256_file(path)
     assert autoencoder.reconstruct(volumes(1, (16, 12, 16))).shape == (1, 1, 16, 12, 16)
 
@@ -180,8 +176,69 @@ def test_maisi_is_found_in_the_weights_folder(
     maisi_state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(maisi_state, tmp_path / "autoencoder_v1.pt")
+    torch.save({"unet_state_dict": maisi_state, "epoch": 1}, tmp_path / "autoencoder_v2.pt")
     monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
-    assert load_autoencoder("maisi").name == "maisi"
+    first, second = load_autoencoder("maisi"), load_autoencoder("maisi-v2")
+    assert (first.name, second.name) == ("maisi", "maisi-v2")
+    assert first.sha256 == sha256_file(tmp_path / "autoencoder_v1.pt") != second.sha256
+    assert str(first.licence).startswith("NVIDIA Open Model License")
+    assert "non-commercial use only" in str(second.licence)
+
+
+def test_another_file_under_the_name_of_known_weights_is_refused(
+    maisi_state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
+    torch.save(maisi_state, tmp_path / "autoencoder_v1.pt")
+    load_autoencoder("maisi")
+    torch.save({"unet_state_dict": maisi_state}, tmp_path / "autoencoder_v1.pt")
+    with pytest.raises(UserError, match="not what the weights 'maisi' were at their first use"):
+        load_autoencoder("maisi")
+
+
+def test_the_licence_of_a_file_given_by_path_is_that_of_the_file(
+    maisi_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    for name in ("autoencoder_v2.pt", "mine.pt"):
+        torch.save(maisi_state, tmp_path / name)
+    assert "non-commercial" in str(load_autoencoder("maisi", weights=tmp_path / "autoencoder_v2.pt").licence)
+    assert "non-commercial" in str(load_autoencoder(tmp_path / "autoencoder_v2.pt").licence)
+    assert "NVIDIA Open Model License" in str(load_autoencoder("maisi", weights=tmp_path / "mine.pt").licence)
+    assert load_autoencoder(tmp_path / "mine.pt").licence is None
+    assert load_autoencoder("builtin").licence == "Apache-2.0"
+
+
+@pytest.mark.parametrize("layout", ["plain", "wrapped"])
+def test_weights_of_monai_s_own_class_give_monai_s_own_results(layout: str, tmp_path: Path) -> None:
+    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+
+    torch.manual_seed(6)
+    # NVIDIA's config_network_rflow.json, but for norm_float16, which fails on CPUs and has the same weights.
+    theirs = AutoencoderKlMaisi(
+        spatial_dims=3, in_channels=1, out_channels=1, latent_channels=4, num_channels=[64, 128, 256],
+        num_res_blocks=[2, 2, 2], norm_num_groups=32, norm_eps=1e-6, attention_levels=[False] * 3,
+        with_encoder_nonlocal_attn=False, with_decoder_nonlocal_attn=False, use_checkpointing=False,
+        use_convtranspose=False, norm_float16=False, num_splits=1, dim_split=1,
+    ).eval()  # fmt: skip
+    state = theirs.state_dict()
+    torch.save(state if layout == "plain" else {"epoch": 3, "unet_state_dict": state}, tmp_path / "autoencoder_v1.pt")
+    ours = load_autoencoder("maisi", weights=tmp_path / "autoencoder_v1.pt")
+    x = volumes(1, (16, 16, 16))
+    with torch.no_grad():
+        mean, sigma = theirs.encode(x)
+        decoded = theirs.decode(mean)
+    found = ours.encode(x)
+    torch.testing.assert_close(found.mean, mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.log_sigma.exp(), sigma, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours.decode(mean), decoded, atol=1e-5, rtol=1e-4)
+
+
+def test_a_u_net_s_file_is_called_one(maisi_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    content = {"unet_state_dict": maisi_state, "scale_factor": torch.tensor(0.97), "num_train_timesteps": 1000}
+    torch.save(content, tmp_path / "diff_unet_3d_rflow-mr.pt")
+    with pytest.raises(UserError, match="is a rectified-flow U-Net, not an autoencoder") as error:
+        load_autoencoder("maisi", weights=tmp_path / "diff_unet_3d_rflow-mr.pt")
+    assert "training.init_from" in error.value.hint
 
 
 def test_every_difference_of_a_weights_file_is_listed(maisi_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -202,13 +259,11 @@ def test_every_difference_of_a_weights_file_is_listed(maisi_state: dict[str, tor
 def test_maisi_without_weights_says_what_to_get_and_where_to_put_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("NEUROMF_WEIGHTS", raising=False)
-    with pytest.raises(UserError, match=r"autoencoder_v1\.pt: NEUROMF_WEIGHTS is not set") as error:
-        load_autoencoder("maisi")
-    assert "NVIDIA Open Model License" in error.value.hint
     monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"autoencoder_v1\.pt does not exist") as error:
         load_autoencoder("maisi")
+    assert error.value.hint.startswith("neuromf weights fetch maisi (NVIDIA Open Model License)")
+    assert f"put it at {tmp_path / 'autoencoder_v1.pt'}" in error.value.hint
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
