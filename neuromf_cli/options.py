@@ -13,7 +13,7 @@ from neuromf.errors import UserError
 # Options followed by one or three numbers (see `command.join_numbers`).
 NUMBER_LISTS = ("--size", "--spacing", "--fractions", "--guidance-interval", "--seeds")
 # Options followed by words of the form key=value.
-PAIR_LISTS = ("--where",)
+PAIR_LISTS = ("--where", "--augment", "--entity")
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 SolverName = Literal["auto", "meanflow", "euler", "heun"]
@@ -124,16 +124,34 @@ def interval(text: str) -> tuple[float, float]:
     return times
 
 
-def pairs(words: list[str] | None) -> dict[str, str]:
-    """The values of `--where` as a mapping.
+def pairs(words: list[str] | None, option: str = "--where", example: str = "contrast=T1") -> dict[str, str]:
+    """The values of an option of `PAIR_LISTS` as a mapping.
 
     Raises:
         UserError: a word that is no key=value.
     """
     wrong = [word for word in words or [] if not all(word.partition("="))]
     if wrong:
-        raise UserError(f"--where {wrong[0]} is not usable", "write KEY=VALUE, as in --where contrast=T1")
+        raise UserError(f"{option} {wrong[0]} is not usable", f"write KEY=VALUE, as in {option} {example}")
     return dict(word.split("=", 1) for word in words or [])
+
+
+def words(given: list[str] | None) -> tuple[str, ...]:
+    """The values of an option that may be repeated or hold commas: `--suffix T1w --suffix T2w,FLAIR`."""
+    return tuple(word for text in given or [] for word in text.split(",") if word)
+
+
+def entities(words: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """The values of `--entity`: `run=1,2 acq=mprage`, a key given twice adds to its labels.
+
+    Raises:
+        UserError: a word that is no key=value.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for word in words or []:
+        for key, labels in pairs([word], "--entity", "acq=mprage").items():
+            found[key] = (*found.get(key, ()), *labels.split(","))
+    return found
 
 
 def _three(text: str, option: str, allowed: str, minimum: float) -> tuple[float, float, float]:

@@ -4,8 +4,8 @@ Three spaces, three words. *volume*: (1, I, J, K), p0 -> 0 and p99.5 -> 1. *late
 autoencoder gives it; files hold the posterior mean and log sigma, never a noisy draw (a draw would put a floor
 under every loss). *whitened*: (latent - mean_c) / std_c with the training split's statistics.
 
-A latent folder: `<subject>.pt` per scan, `flipped/<subject>.pt` where copies were asked for, and
-`dataset.json`, `latent_stats.json`, `splits.json`, `encode_report.json`.
+A latent folder: `<subject>.pt` per scan; `flipped/<subject>.pt` and `copies/<n>/<subject>.pt` of the training split
+where copies were asked for; and `dataset.json`, `latent_stats.json`, `splits.json`, `encode_report.json`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from neuromf.files import atomic_path, read_json
 FORMAT = "neuromf-latents"
 FORMAT_VERSION = 1
 DATASET_FILE, STATISTICS_FILE, SPLITS_FILE = "dataset.json", "latent_stats.json", "splits.json"
-FLIPPED_FOLDER = "flipped"
+FLIPPED_FOLDER, COPIES_FOLDER = "flipped", "copies"
 _RAM_LIMIT_BYTES = 1 << 30
 
 
@@ -42,10 +42,23 @@ class Latent(TypedDict):
     metadata: dict[str, Any]
 
 
-def latent_path(folder: str | Path, subject: str, *, flipped: bool = False) -> Path:
-    """Where the latent of `subject` lies; the id is checked, so it cannot lead outside the folder."""
-    folder = Path(folder) / FLIPPED_FOLDER if flipped else Path(folder)
-    return folder / f"{check_subject(subject)}.pt"
+def latent_path(folder: str | Path, subject: str, copy: str = "") -> Path:
+    """Where the latent of `subject` lies, or a copy of it (a name of `copies_of`).
+
+    The id is checked, so it cannot lead outside the folder.
+    """
+    return Path(folder) / copy / f"{check_subject(subject)}.pt"
+
+
+def copies_of(description: Mapping[str, Any]) -> list[str]:
+    """The copies each training scan has, from dataset.json, as the names of their subfolders."""
+    mirrored = [FLIPPED_FOLDER] if description.get("flip_copies") else []
+    return mirrored + [copy_name(n) for n in range(1, description.get("copies", 0) + 1)]
+
+
+def copy_name(n: int) -> str:
+    """The subfolder of the n-th augmented copies, n from 1."""
+    return f"{COPIES_FOLDER}/{n}"
 
 
 def save_latent(path: str | Path, z: Tensor, log_sigma: Tensor, metadata: Mapping[str, Any]) -> None:
@@ -239,12 +252,13 @@ class LatentDataset(Dataset[Tensor]):
     Args:
         folder: written by `neuromf encode`.
         split: train, val or test.
-        flipped: also give the left-right flipped copies, after the originals.
+        copies: also give the copies of the training scans: first all originals, then each kind of copy. So copies
+            make the set, and an epoch, longer.
         statistics: whiten with these instead of the folder's own.
 
     Attributes:
         labels: (N,) int64, the class of each item, None where the latents carry none.
-        subjects: the id of each item; shape: (C, I, J, K) of an item; info: the folder's description.
+        subjects: the id of each item, copies included; shape: (C, I, J, K) of an item; info: the folder's description.
 
     Raises:
         UserError: unknown or empty split, files missing, of different shapes, or of another autoencoder.
@@ -255,7 +269,7 @@ class LatentDataset(Dataset[Tensor]):
         folder: str | Path,
         split: str = "train",
         *,
-        flipped: bool = False,
+        copies: bool = False,
         statistics: LatentStatistics | None = None,
         ram_limit_bytes: int = _RAM_LIMIT_BYTES,
     ) -> None:
@@ -266,10 +280,9 @@ class LatentDataset(Dataset[Tensor]):
         if not subjects:
             counts = ", ".join(f"{name} {len(self.info.splits[name])}" for name in SPLITS)
             raise UserError(f"the {split} split of {folder} is empty ({counts})", "encode more subjects")
-        paths = [latent_path(folder, subject) for subject in subjects]
-        if flipped:
-            paths += [latent_path(folder, subject, flipped=True) for subject in subjects]
-        self.subjects = subjects * (2 if flipped else 1)
+        kinds = ["", *(self._copies(split) if copies else [])]
+        paths = [latent_path(folder, subject, kind) for kind in kinds for subject in subjects]
+        self.subjects = subjects * len(kinds)
         self.statistics = statistics or self.info.statistics
         self.shape = tuple(int(n) for n in self.info.dataset["latent_shape"])
         self._paths = paths
@@ -291,6 +304,15 @@ class LatentDataset(Dataset[Tensor]):
         """Whether the split is held in memory."""
         return self._whitened is not None
 
+    def _copies(self, split: str) -> list[str]:
+        kinds = copies_of(self.info.dataset)
+        if split != "train" or not kinds:
+            raise UserError(
+                f"there are no copies of the {split} split in {self.info.folder}",
+                "copies of training scans are made by `neuromf encode` with --copies N or --flip-copies",
+            )
+        return kinds
+
     def _labels(self) -> Tensor | None:
         names = class_names(self.info.dataset)
         if not names:
@@ -303,15 +325,12 @@ class LatentDataset(Dataset[Tensor]):
 
     def _check_files(self) -> None:
         hint = "run the same `neuromf encode` command again: it writes what is missing"
-        if len(self._paths) > len(set(self.subjects)) and not self.info.dataset.get("flip_copies"):
-            hint = "this folder was encoded without flipped copies: run its command again with --flip-copies"
-        missing = [path.name for path in self._paths if not path.is_file()]
+        missing = [path for path in self._paths if not path.is_file()]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            folder = self._paths[-1].parent
+            names = ", ".join(path.name for path in missing[:5])
             raise UserError(
-                f"{len(missing)} of {len(self._paths)} latents are missing in {folder}: {', '.join(missing[:5])}{more}",
-                hint,
+                f"{len(missing)} of {len(self._paths)} latents are missing in {missing[0].parent}: {names}{more}", hint
             )
         expected = self.info.dataset["autoencoder"]["sha256"]
         for path in self._paths:

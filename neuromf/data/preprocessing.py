@@ -184,12 +184,22 @@ def resample(
             "choose a coarser spacing, or check the scan's own spacing",
         )
     offset = (shape - 1) / 2 - factor * (new_shape - 1) / 2
-    sigma = np.maximum(0.0, (factor - 1) / 2)
-    smooth = ndimage.gaussian_filter(array, sigma, mode="nearest") if sigma.any() else array
+    smooth = antialiased(array, factor)
     result = ndimage.affine_transform(
         smooth, factor, offset, output_shape=tuple(new_shape), order=1, mode="nearest", output=np.float32
     )
     return result, affine @ np.vstack([np.column_stack([np.diag(factor), offset]), [0, 0, 0, 1]])
+
+
+def antialiased(array: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Smooth the axes that get coarser, so that fine detail does not fold into coarse: sigma = (factor - 1) / 2 voxels.
+
+    Args:
+        array: (I, J, K).
+        factor: new voxel edge / old voxel edge, per axis.
+    """
+    sigma = np.maximum(0.0, (np.asarray(factor) - 1) / 2)
+    return ndimage.gaussian_filter(array, sigma, mode="nearest") if sigma.any() else array
 
 
 def head_mask(array: np.ndarray) -> np.ndarray:

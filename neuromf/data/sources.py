@@ -1,53 +1,112 @@
-"""Which scans there are: files, folders and globs become (subject, path) pairs with checked ids.
+"""Which scans there are: files, folders, globs, tables and BIDS trees become checked `Scan` records.
 
-BIDS trees and CSV/TSV lists get a function each beside `_expand`, chosen there; everything after it only
-sees `Scan` records.
+A latent is named after its scan (`sub-01_ses-02_T1w`), the split goes by participant (`sub-01`): two scans of
+one person never lie in two splits.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from neuromf.data.bids import BidsTree, Selection, is_bids, nifti_below, parse_name, read_bids, root_above
+from neuromf.data.tables import TABLE_SUFFIXES, ListedScan, read_scan_table, read_table
 from neuromf.data.volumes import NIFTI_SUFFIXES, nifti_stem
-from neuromf.errors import UserError
+from neuromf.errors import UserError, did_you_mean
 
 _ID_COLUMNS = ("subject", "id", "participant_id")
+_WHAT_TO_GIVE = "give NIfTI files, a folder, a BIDS dataset, a .csv or .tsv table, or a glob in quotes"
 
 
-class Scan(NamedTuple):
-    """One input volume: the subject's id (checked, usable as a file name) and where the file lies."""
+@dataclass(frozen=True)
+class Scan:
+    """One input volume.
+
+    Attributes:
+        subject: the name of its latent: unique, usable as a file name.
+        path: where the file lies.
+        participant: who was scanned; all scans of one participant go to one split.
+        split: train, val or test where the input says so.
+        covariates: column -> value as text; missing ones are left out.
+    """
 
     subject: str
     path: Path
+    participant: str = ""
+    split: str | None = None
+    covariates: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        check_subject(self.subject)
+        object.__setattr__(self, "participant", self.participant or self.subject)
 
 
-def find_scans(inputs: Sequence[str | Path]) -> list[Scan]:
-    """List the scans behind files, folders and globs, sorted by subject; the id is the file's stem.
+class TableMatch(NamedTuple):
+    """How a table of people or scans fits the scans: who is listed without a scan (`absent`), and the reverse."""
 
-    A folder gives the NIfTI files directly in it (`folder/**/*.nii.gz` reaches below). A file reached twice
+    path: Path
+    columns: list[str]
+    absent: list[str]
+    unlisted: list[str]
+
+
+class Sources(NamedTuple):
+    """All that was found behind the inputs.
+
+    Attributes:
+        scans: sorted by subject.
+        tables: where covariates came from.
+        coded: columns whose numbers are codes for classes.
+        overlooked: NIfTI files in BIDS trees that are not named by its rules.
+        trees: the BIDS trees among the inputs.
+    """
+
+    scans: list[Scan]
+    tables: tuple[TableMatch, ...] = ()
+    coded: frozenset[str] = frozenset()
+    overlooked: tuple[Path, ...] = ()
+    trees: tuple[Path, ...] = ()
+
+
+def find_scans(inputs: Sequence[str | Path], selection: Selection | None = None) -> list[Scan]:
+    """The scans of `find_sources`, without the rest."""
+    return find_sources(inputs, selection).scans
+
+
+def find_sources(inputs: Sequence[str | Path], selection: Selection | None = None) -> Sources:
+    """List the scans behind files, folders (with all that lies below), globs, tables and BIDS trees.
+
+    The name of a scan is its file's stem, or in a table `subject` with `session`. A folder with
+    dataset_description.json is a BIDS tree, also below another folder; so is a folder in one. A file reached twice
     counts once.
 
     Raises:
-        UserError: nothing found, an unusable id, or two files with one id.
+        UserError: nothing found, an unusable name, two files with one name, a faulty table, or splits that divide
+            a participant.
     """
-    paths = {path.absolute(): path for entry in inputs for path in _expand(entry)}
-    if not paths:
-        raise UserError("no input was given", "name NIfTI files, a folder, or a glob in quotes")
-    scans = sorted(Scan(check_subject(nifti_stem(path)), path) for path in paths.values())
-    seen: dict[str, Scan] = {}
-    for scan in scans:
-        # Some file systems do not tell "A.pt" from "a.pt".
-        other = seen.setdefault(scan.subject.casefold(), scan)
-        if other is not scan:
+    if not inputs:
+        raise UserError("no input was given", _WHAT_TO_GIVE)
+    parts = [part for entry in inputs for part in _expand(entry, selection or Selection())]
+    by_path: dict[Path, Scan] = {}
+    for scan in (scan for part in parts for scan in part.scans):
+        known = by_path.setdefault(scan.path.absolute(), scan)
+        if known.subject != scan.subject:
             raise UserError(
-                f"two files have the subject id '{scan.subject}': {other.path} and {scan.path}",
-                "rename one of them, or give only one: the id is the file name without .nii.gz",
+                f"{scan.path} is given twice, as '{known.subject}' and as '{scan.subject}'", "name each file once"
             )
-    return scans
+    scans = sorted(by_path.values(), key=lambda scan: scan.subject)
+    _check_unique(scans)
+    _check_splits(scans)
+    return Sources(
+        scans,
+        _merged(table for part in parts for table in part.tables),
+        frozenset().union(*(part.coded for part in parts)),
+        tuple(path for part in parts for path in part.overlooked),
+        tuple(root for part in parts for root in part.trees),
+    )
 
 
 def check_subject(subject: str) -> str:
@@ -71,72 +130,215 @@ def check_subject(subject: str) -> str:
     return subject
 
 
-def read_groups(table: Path, column: str, subjects: Iterable[str]) -> dict[str, str]:
-    """Read which subjects belong together (same person, same scan) from a CSV or TSV.
+def join_table(sources: Sources, path: str | Path) -> Sources:
+    """Add the columns of a table as covariates; they win over those a scan has already.
 
-    The id column is the one called subject, id or participant_id, else the first; a `.nii.gz` in it is ignored.
-
-    Returns:
-        Subject -> group, for each of `subjects`.
+    The id column is the one called subject, id or participant_id, else the first. It names scans (a `.nii.gz` in
+    it is ignored) or participants, with or without `sub-`.
 
     Raises:
-        UserError: no such table or column, or a subject without a group.
+        UserError: a faulty table, an id listed twice, or no id that fits a scan.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, delimiter="\t" if table.suffix == ".tsv" else ",")
-            columns = list(reader.fieldnames or [])
-            if column not in columns:
-                raise UserError(f"{table} has no column '{column}'", f"its columns: {', '.join(columns) or 'none'}")
-            id_column = next((name for name in _ID_COLUMNS if name in columns), columns[0])
-            groups = {nifti_stem(row[id_column] or ""): (row[column] or "").strip() for row in reader}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the group table {table}: {error}") from error
-    subjects = list(subjects)
-    missing = [subject for subject in subjects if not groups.get(subject)]
+    table = read_table(path)
+    column = next((name for name in _ID_COLUMNS if name in table.columns), table.columns[0])
+    rows: dict[str, dict[str, str]] = {}
+    for row in table.rows:
+        name = nifti_stem(row.values.get(column, ""))
+        values = {key: value for key, value in row.values.items() if key != column}
+        if rows.setdefault(name, values) != values:
+            raise UserError(
+                f"{table.path}, line {row.line}: '{name}' is listed before with other values",
+                f"each id of the column '{column}' needs one row",
+            )
+    scans, unlisted, used = [], [], set()
+    for scan in sources.scans:
+        keys = (scan.subject, scan.participant, scan.participant.removeprefix("sub-"))
+        key = next((key for key in keys if key in rows), None)
+        if key is None:
+            unlisted.append(scan.subject)
+        used.add(key)
+        extra = rows[key] if key is not None else {}
+        scans.append(Scan(scan.subject, scan.path, scan.participant, scan.split, scan.covariates | extra))
+    if len(unlisted) == len(scans):
+        raise UserError(
+            f"no id in the column '{column}' of {table.path} is one of the {len(scans)} scans, such as"
+            f" '{scans[0].subject}'",
+            "ids are file names without .nii.gz, or participants; their column is subject, id, participant_id or the"
+            " first",
+        )
+    match = TableMatch(table.path, table.columns, [name for name in rows if name not in used], unlisted)
+    return sources._replace(scans=scans, tables=(*sources.tables, match))
+
+
+def read_column(sources: Sources, column: str) -> dict[str, str]:
+    """The value of one covariate for every scan, by subject.
+
+    Raises:
+        UserError: no such column, or a scan without a value.
+    """
+    known = dict.fromkeys(name for scan in sources.scans for name in scan.covariates)
+    known |= dict.fromkeys(name for table in sources.tables for name in table.columns)
+    tables = " and ".join(str(table.path) for table in sources.tables)
+    if not known:
+        raise UserError(
+            f"the column '{column}' needs its table",
+            "give both, for instance --groups subjects.csv --group-column scan_group",
+        )
+    if column not in known:
+        raise UserError(f"{tables or 'the input'} has no column '{column}'", did_you_mean(column, known))
+    missing = [scan.subject for scan in sources.scans if column not in scan.covariates]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(subjects)} subjects have no '{column}' in {table}: {_some(missing)}",
-            f"add a row for each to {table.name} (ids are compared with its column '{id_column}')",
+            f"{len(missing)} of {len(sources.scans)} subjects have no '{column}' in {tables}: {some(missing)}",
+            "add a row or a value for each; ids are scans (file names without .nii.gz) or participants",
         )
-    return {subject: groups[subject] for subject in subjects}
+    return {scan.subject: scan.covariates[column] for scan in sources.scans}
 
 
-def _expand(entry: str | Path) -> list[Path]:
-    """The files one command-line word stands for; a BIDS root or a table would be recognised here."""
+def read_groups(sources: Sources, column: str | None) -> dict[str, str]:
+    """What must stay in one split: subject -> participant, or the value of a column that divides no participant.
+
+    Raises:
+        UserError: see `read_column`; or two scans of one participant in two groups.
+    """
+    if column is None:
+        return {scan.subject: scan.participant for scan in sources.scans}
+    groups = read_column(sources, column)
+    first: dict[str, str] = {}
+    for scan in sources.scans:
+        other = first.setdefault(scan.participant, scan.subject)
+        if groups[other] != groups[scan.subject]:
+            raise UserError(
+                f"the column '{column}' divides '{scan.participant}': {other} is in {groups[other]},"
+                f" {scan.subject} in {groups[scan.subject]}",
+                "name a column with the same value for all scans of a participant",
+            )
+    return groups
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def _expand(entry: str | Path, selection: Selection) -> list[Sources]:
+    """What one word of the command line stands for."""
     path = Path(entry)
     if path.is_dir():
-        return _in_folder(path)
-    if path.exists():
-        return [path]
+        return _in_folder(path, selection)
+    if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
+        return [_from_table(path, read_scan_table(path))]
+    if path.exists() or path.is_symlink():
+        return [Sources([_plain(path)])]
     if any(character in str(entry) for character in "*?["):
         matches = [Path(match) for match in glob.glob(str(entry), recursive=True)]  # noqa: PTH207 (absolute patterns)
-        found = sorted(match for match in matches if _is_nifti(match) and not match.is_dir())
-        if not found:
-            raise UserError(f"no NIfTI file matches '{entry}'", "quote the pattern and check the folder")
-        return found
-    raise UserError(f"{entry} does not exist", "give NIfTI files, a folder, or a glob in quotes")
+        found = [_plain(path) for path in sorted(matches) if _is_nifti(path) and not path.is_dir()]
+        folders = [match for match in sorted(matches) if match.is_dir()]
+        if found:
+            return [Sources(found)]
+        if not folders:
+            there = f"; it matches {len(matches)} other files" if matches else ""
+            raise UserError(f"no NIfTI file matches '{entry}'{there}", "quote the pattern and check the folder")
+        return [part for folder in folders for part in _in_folder(folder, selection)]
+    raise UserError(f"{entry} does not exist", _WHAT_TO_GIVE)
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    # A broken link is listed too, so that it is reported and not overlooked.
-    found = sorted(path for path in folder.iterdir() if _is_nifti(path) and not path.is_dir())
-    if found:
-        return found
-    below = next((path for path in sorted(folder.rglob("*.nii*")) if _is_nifti(path)), None)
-    if below is not None:
+def _in_folder(folder: Path, selection: Selection) -> list[Sources]:
+    """A BIDS tree, or a folder with all that lies below: NIfTI files, and BIDS trees as such."""
+    if is_bids(folder):
+        return [_from_bids(read_bids(folder, selection))]
+    if root := root_above(folder.absolute()):
+        return [_from_bids(read_bids(root, selection, folder.absolute()))]
+    files = list(nifti_below(folder))
+    roots = sorted(filter(is_bids, {parent for path in files for parent in path.parents if folder in parent.parents}))
+    # The outermost: what a tree holds as derivatives is left out as everywhere.
+    roots = [root for root in roots if not any(other in root.parents for other in roots)]
+    plain = [_plain(path) for path in sorted(files) if not any(root in path.parents for root in roots)]
+    if not plain and not roots:
         raise UserError(
-            f"{folder} holds no NIfTI file itself, but {below} lies below it",
-            f"to take what lies below: '{folder}/**/*.nii.gz'",
+            f"{folder} holds no NIfTI file (.nii or .nii.gz), nor does any folder below",
+            "check the folder; dcm2niix makes NIfTI files of DICOM",
         )
-    raise UserError(f"{folder} holds no NIfTI file (.nii or .nii.gz)", "check the folder")
+    trees = [read_bids(root, selection) for root in roots]
+    suffixes = sorted({scan.name.suffix for tree in trees for scan in tree.scans})
+    if len(suffixes) > 1 and not selection.suffixes:
+        raise UserError(
+            f"the BIDS datasets in {folder} hold different kinds of scans: {', '.join(suffixes)}",
+            f"say which with --suffix, for instance --suffix {suffixes[0]}",
+        )
+    return [Sources(plain), *map(_from_bids, trees)]
+
+
+def _plain(path: Path) -> Scan:
+    """A file on its own: a name by the rules of BIDS still says who it shows."""
+    name = parse_name(path.name)
+    return Scan(nifti_stem(path), path, f"sub-{name.entities['sub']}" if name else "")
+
+
+def _from_bids(tree: BidsTree) -> Sources:
+    """Entities and suffix become covariates beside those of the tables, so that any of them can be a class."""
+    scans = []
+    for scan in tree.scans:
+        said = {key: label for key, label in scan.name.entities.items() if key != "sub"} | {"suffix": scan.name.suffix}
+        person = f"sub-{scan.name.entities['sub']}"
+        scans.append(Scan(nifti_stem(scan.path), scan.path, person, covariates=said | scan.covariates))
+    table = tree.participants
+    matches = (TableMatch(table.path, table.columns, tree.absent, tree.unlisted),) if table else ()
+    return Sources(scans, matches, tree.coded, tuple(tree.overlooked), (tree.root,))
+
+
+def _from_table(path: Path, listed: Iterable[ListedScan]) -> Sources:
+    scans = []
+    for row in listed:
+        plain = _plain(row.path) if row.subject is None else None
+        session = f"_ses-{row.session.removeprefix('ses-')}" if row.session else ""
+        name, participant = (plain.subject, plain.participant) if plain else (f"{row.subject}{session}", row.subject)
+        scans.append(Scan(name, row.path, participant or "", row.split, row.covariates))
+    columns = list(dict.fromkeys(key for scan in scans for key in scan.covariates))
+    return Sources(scans, (TableMatch(path, columns, [], []),))
+
+
+def _merged(tables: Iterable[TableMatch]) -> tuple[TableMatch, ...]:
+    """Each table once: several folders of a BIDS tree share its participants.tsv."""
+    by_path: dict[Path, TableMatch] = {}
+    for table in tables:
+        known = by_path.get(table.path, table._replace(absent=[], unlisted=[]))
+        absent, unlisted = (dict.fromkeys(a + b) for a, b in zip(known[2:], table[2:], strict=True))
+        by_path[table.path] = known._replace(absent=[*absent], unlisted=[*unlisted])
+    return tuple(by_path.values())
+
+
+def _check_unique(scans: Sequence[Scan]) -> None:
+    seen: dict[str, Scan] = {}
+    for scan in scans:
+        # Some file systems do not tell "A.pt" from "a.pt".
+        other = seen.setdefault(scan.subject.casefold(), scan)
+        if other is not scan:
+            raise UserError(
+                f"two files have the subject id '{scan.subject}': {other.path} and {scan.path}",
+                "the id is the file name without .nii.gz: rename one, give one of the two folders only, or give a"
+                " table with the columns path, subject and session (whatever tells a subject's scans apart)",
+            )
+
+
+def _check_splits(scans: Sequence[Scan]) -> None:
+    without = [scan.subject for scan in scans if scan.split is None]
+    if without and len(without) < len(scans):
+        raise UserError(
+            f"{len(without)} of {len(scans)} scans have no split: {some(without)}", "give a split to all, or to none"
+        )
+    splits: dict[str, Scan] = {}
+    for scan in scans:
+        other = splits.setdefault(scan.participant, scan)
+        if other.split != scan.split:
+            raise UserError(
+                f"the scans of '{scan.participant}' are in two splits: {other.subject} in {other.split},"
+                f" {scan.subject} in {scan.split}",
+                "all scans of one subject belong to one split: the model would be tested on whom it has seen",
+            )
 
 
 def _is_nifti(path: Path) -> bool:
     """By name; hidden files (such as the `._x.nii.gz` that macOS leaves) are none."""
     return path.name.lower().endswith(NIFTI_SUFFIXES) and not path.name.startswith(".")
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

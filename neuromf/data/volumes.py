@@ -63,6 +63,16 @@ def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     return float(lengths[0]), float(lengths[1]), float(lengths[2])
 
 
+def absent(path: Path) -> ScanError:
+    """What is said of a file that is not there; BIDS datasets often come as links to files not yet fetched."""
+    if path.is_symlink():
+        return ScanError(
+            f"{path}: a link to a file that is not here ({path.readlink()})",
+            "fetch it first: `datalad get FILE`, or `git annex get FILE`",
+        )
+    return ScanError(f"{path}: the file does not exist", "check the path")
+
+
 def nifti_stem(path: str | Path) -> str:
     """The file name without `.nii` or `.nii.gz` (any letter case); other suffixes stay."""
     name = Path(path).name
@@ -78,6 +88,9 @@ def save_volume(
     affine: np.ndarray,
     *,
     dtype: Any = np.float32,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    compression: int = 1,
     header_description: str = "",
 ) -> None:
     """Write a NIfTI-1 file atomically; the same input gives the same bytes.
@@ -87,6 +100,8 @@ def save_volume(
         array: (I, J, K) or (1, I, J, K).
         affine: (4, 4), voxel index -> world mm; stored as sform and qform.
         dtype: of the file; integers are rounded and limited to their range.
+        slope, intercept: an integer y in the file stands for slope * y + intercept; readers give these values back.
+        compression: of a `.nii.gz`, 1 (fast) to 9 (small).
         header_description: at most 79 bytes of ASCII for the header's `descrip`.
 
     Raises:
@@ -102,13 +117,19 @@ def save_volume(
     array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
     assert array.ndim == 3, f"a volume is (I, J, K) or (1, I, J, K), got {array.shape}"
 
-    image = nib.Nifti1Image(_as_dtype(array, np.dtype(dtype)), np.asarray(affine, dtype=np.float64))
+    stored = array if (slope, intercept) == (1, 0) else (array - intercept) / slope
+    image = nib.Nifti1Image(_as_dtype(stored, np.dtype(dtype)), np.asarray(affine, dtype=np.float64))
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units(xyz="mm")
+    image.header.set_slope_inter(slope, intercept)  # said, not left open: some readers take an unset slope for 0
     image.header["descrip"] = header_description.encode("ascii", "replace")[:79]
+    content = image.to_bytes()
+    if suffix == ".nii.gz":
+        # In one piece: zlib then lets other threads run. Without a time, so that the bytes are the same each time.
+        content = gzip.compress(content, compression, mtime=0)
     with atomic_path(path, suffix=suffix) as temporary:
-        nib.save(image, temporary)
+        temporary.write_bytes(content)
 
 
 def _as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -123,7 +144,7 @@ def _content(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise ScanError(f"{path}: the file does not exist", "check the path") from error
+        raise absent(path) from error
     except OSError as error:
         raise ScanError(f"{path}: cannot be read ({error.strerror})", "check the path and its rights") from error
     if not content.startswith(_GZIP_MAGIC):

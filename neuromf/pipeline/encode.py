@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuromf import __version__
+from neuromf.data.augmentation import Augmentation
+from neuromf.data.bids import Selection
 from neuromf.data.latents import (
     DATASET_FILE,
     SPLITS_FILE,
@@ -22,10 +24,13 @@ from neuromf.data.latents import (
     latent_path,
 )
 from neuromf.data.preprocessing import Preprocessing
-from neuromf.data.sources import Scan, find_scans, read_groups
-from neuromf.data.splits import make_splits, split_hash
+from neuromf.data.sources import Scan
+from neuromf.data.splits import split_hash
 from neuromf.errors import UserError
 from neuromf.files import read_json, remove_leftovers, write_json
+from neuromf.pipeline.cohort import Cohort, read_cohort
+from neuromf.pipeline.encode_copies import HashedScan, encode_copies, plan_copies
+from neuromf.pipeline.encode_effect import measure_effect
 from neuromf.pipeline.encode_report import EncodeReport, ScanReport
 from neuromf.pipeline.encode_scan import EncodeJob, encode_scan, plan_scan
 
@@ -43,6 +48,7 @@ def encode(
     *,
     autoencoder: Autoencoder,
     preprocessing: Preprocessing,
+    selection: Selection | None = None,
     groups_csv: str | Path | None = None,
     group_column: str | None = None,
     class_column: str | None = None,
@@ -52,73 +58,67 @@ def encode(
     strict: bool = False,
     dry_run: bool = False,
     flip_copies: bool = False,
+    copies: int = 0,
+    augmentation: Augmentation | None = None,
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Encode scans into `<out>/<subject>.pt`, and write statistics, splits and a report beside them.
 
     Args:
-        inputs: NIfTI files, folders, globs.
+        inputs: NIfTI files, folders, globs, tables, BIDS trees (see `find_sources`).
         out: the latent folder; the same settings resume it, other settings are refused.
         autoencoder: frozen; its hash travels with every latent.
         preprocessing: the grid and the intensity scale.
-        groups_csv: table of the subjects.
-        group_column: its column that says which of them belong together.
-        class_column: its column that says what each scan shows (contrast, sex, site): training can be told.
-        fractions: of train, val, test.
+        selection: which scans of a BIDS tree.
+        groups_csv: table of the scans or participants, whose columns become covariates.
+        group_column: the covariate that says who belongs together; None keeps the scans of a participant together.
+        class_column: the covariate that says what each scan shows (contrast, sex, site): training can be told.
+        fractions: of train, val, test, unless a table of the inputs has a column `split`.
         seed: of the split.
-        report: also measure SSIM and PSNR of each reconstruction.
+        report: also measure SSIM and PSNR of each reconstruction, and whether latents may be flipped themselves.
         strict: stop at the first scan that cannot be used.
         dry_run: check the inputs and the folder, write nothing.
-        flip_copies: also encode each scan mirrored left to right, into `<out>/flipped/`.
+        flip_copies: also encode each training scan mirrored left to right, into `<out>/flipped/`.
+        copies: how many augmented copies of each training scan to encode, into `<out>/copies/<n>/`.
+        augmentation: how far these may differ from the scan; by default `Augmentation(seed=seed)`.
         progress: called with (description, done, total).
 
     Raises:
         UserError: no usable scan, a folder of other settings, a full disk.
         ScanError: with `strict`, the first scan that cannot be used.
     """
-    scans = find_scans(inputs)
-    groups = _column(scans, groups_csv, group_column)
-    classes = _column(scans, groups_csv, class_column)
-    if groups_csv and not (groups or classes):
-        raise UserError(f"no column of {groups_csv} was named", "add --group-column NAME, or --class-column NAME")
-    # A fault in the fractions should show before hours of encoding.
-    make_splits([scan.subject for scan in scans], groups, fractions, seed)
+    cohort = read_cohort(
+        inputs,
+        selection=selection,
+        table=groups_csv,
+        group_column=group_column,
+        class_column=class_column,
+        fractions=fractions,
+        seed=seed,
+    )
+    scans = cohort.scans
     autoencoder.check_size(preprocessing.size)
-    job = EncodeJob(Path(out), autoencoder, preprocessing, report, flip_copies)
+    if augmentation and not copies:
+        raise UserError("an augmentation was described and no copies are asked for", "add --copies N")
+    augmentation = augmentation or Augmentation(seed=seed)
+    job = EncodeJob(Path(out), autoencoder, preprocessing, report, flip_copies, copies, augmentation, cohort.covariates)
     _check_folder(job, scans)
     if dry_run:
-        planned = tuple(plan_scan(job, scan) for scan in scans)
-        return EncodeReport(job.out, planned, job.latent_shape)
+        return _planned(job, cohort)
 
     if not (job.out / DATASET_FILE).exists():
         write_json(job.out / DATASET_FILE, job.identity | {"complete": False})
     remove_leftovers(job.out)
+    effect_before = _effect_before(job.out)
     encoded = EncodeReport(job.out, _encode_all(job, scans, strict, progress), job.latent_shape)
     # Written before and after the statistics: the reasons of refused scans are there even if those fail.
     write_json(job.out / REPORT_FILE, encoded.to_dict())
-    splitting = {"seed": seed, "fractions": list(fractions), "group_column": group_column}
-    finished = _finish(job, encoded, groups, _classes(encoded, class_column, classes), splitting, progress)
+    finished = _finish(job, encoded, cohort, progress)
+    if report or job.copies or job.flip_copies:
+        training = _hashed(finished, scans, finished.splits["train"])
+        finished = replace(finished, effect=measure_effect(job, training, finished.statistics, effect_before, progress))
     write_json(job.out / REPORT_FILE, finished.to_dict())
     return finished
-
-
-def _column(scans: Sequence[Scan], table: str | Path | None, column: str | None) -> dict[str, str] | None:
-    if column is None:
-        return None
-    if table is None:
-        raise UserError(
-            f"the column '{column}' needs its table",
-            "give both, for instance --groups subjects.csv --group-column scan_group",
-        )
-    return read_groups(Path(table), column, [scan.subject for scan in scans])
-
-
-def _classes(encoded: EncodeReport, column: str | None, of: Mapping[str, str] | None) -> dict[str, Any] | None:
-    """What dataset.json says of the classes: their column, their names in the order of their numbers, and whose."""
-    if of is None:
-        return None
-    usable = {scan.subject: of[scan.subject] for scan in encoded.scans if scan.status != "refused"}
-    return {"column": column, "names": sorted(set(usable.values())), "of": usable}
 
 
 def _check_folder(job: EncodeJob, scans: Sequence[Scan]) -> None:
@@ -135,7 +135,10 @@ def _check_folder(job: EncodeJob, scans: Sequence[Scan]) -> None:
                 "give a new folder as --out",
             )
         return
-    different = _differences(read_json(job.out / DATASET_FILE), job.identity)
+    there = read_json(job.out / DATASET_FILE)
+    different = _differences(there, job.identity)
+    if there.get("copies") and job.copies:
+        different += _differences(there, {"augmentation": job.augmentation.to_dict()})
     if different:
         raise UserError(
             f"{job.out} holds latents of other settings: " + "; ".join(different),
@@ -175,6 +178,28 @@ def _encode_all(
     return _note_duplicates(results)
 
 
+def _planned(job: EncodeJob, cohort: Cohort) -> EncodeReport:
+    """What would be done, as far as it can be told without opening the scans."""
+    planned = EncodeReport(job.out, tuple(plan_scan(job, scan) for scan in cohort.scans), job.latent_shape)
+    usable = [scan.subject for scan in planned.scans if scan.status != "refused"]
+    training = cohort.splits(usable)["train"] if usable else []
+    return replace(planned, copies=plan_copies(job, _hashed(planned, cohort.scans, training)))
+
+
+def _hashed(report: EncodeReport, scans: Sequence[Scan], subjects: Sequence[str]) -> list[HashedScan]:
+    by_subject = {scan.subject: scan for scan in scans}
+    sha256 = {scan.subject: scan.sha256 for scan in report.scans}
+    return [HashedScan(by_subject[subject], sha256[subject]) for subject in subjects]
+
+
+def _effect_before(out: Path) -> dict[str, Any] | None:
+    """The effect on latents that an earlier command measured, if its report can be read."""
+    try:
+        return read_json(out / REPORT_FILE).get("effect_on_latents")
+    except UserError:
+        return None
+
+
 def _note_duplicates(results: Sequence[ScanReport]) -> tuple[ScanReport, ...]:
     """Say which scans have the same bytes: copies in two splits would flatter every metric."""
     first: dict[str, str] = {}
@@ -191,19 +216,20 @@ def _note_duplicates(results: Sequence[ScanReport]) -> tuple[ScanReport, ...]:
 def _finish(
     job: EncodeJob,
     encoded: EncodeReport,
-    groups: Mapping[str, str] | None,
-    classes: Mapping[str, Any] | None,
-    splitting: Mapping[str, Any],
+    cohort: Cohort,
     progress: Progress | None,
 ) -> EncodeReport:
-    """Splits, statistics of the training split, and last the file that declares the folder complete."""
+    """Splits, copies, statistics of the training split, and last the file that declares the folder complete."""
     usable = [scan for scan in encoded.scans if scan.status != "refused"]
     if not usable:
         raise UserError(
             f"none of the {len(encoded.scans)} scans can be used; the first: {encoded.scans[0].reason}",
             f"{job.out / REPORT_FILE} gives the reason of each",
         )
-    splits = make_splits([scan.subject for scan in usable], groups, splitting["fractions"], splitting["seed"])
+    subjects = [scan.subject for scan in usable]
+    splits, described = cohort.splits(subjects), cohort.to_dict(subjects)
+    copies = encode_copies(job, _hashed(encoded, cohort.scans, splits["train"]), progress)
+    # Of the originals alone: copies are added later without another whitening, and runs with and without compare.
     statistics = compute_statistics(_training_files(job.out, splits["train"], progress))
     digest = split_hash(splits)
 
@@ -214,19 +240,21 @@ def _finish(
     write_json(
         job.out / DATASET_FILE,
         job.identity
+        | described
         | {
             "complete": True,
             "spacing_mm": spacing.tolist(),
             "spacing_varies": bool(np.ptp(spacings, axis=0).max() > 1e-3 * spacing.min()),
             "affine": _grid_affine(job.preprocessing.size, spacing).tolist(),
-            "splits": dict(splitting) | {"hash": digest},
+            "splits": described["splits"] | {"hash": digest},
             "counts": {name: len(members) for name, members in splits.items()} | {"refused": encoded.refused},
-            "classes": classes,
             "flip_copies": job.flip_copies,
+            "copies": job.copies,
+            "augmentation": job.augmentation.to_dict() if job.copies else None,
             "neuromf_version": __version__,
         },
     )
-    return EncodeReport(job.out, encoded.scans, job.latent_shape, splits, statistics)
+    return EncodeReport(job.out, encoded.scans, job.latent_shape, splits, statistics, copies)
 
 
 def _training_files(out: Path, subjects: Sequence[str], progress: Progress | None) -> Iterator[Path]:

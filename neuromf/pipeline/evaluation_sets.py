@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from neuromf.data.bids import Selection
 from neuromf.data.latents import LatentStatistics, load_latent_folder_info
 from neuromf.data.preprocessing import Preprocessing
 from neuromf.data.sources import find_scans
@@ -25,14 +26,15 @@ def held_back(scans: Path, latents: Path) -> HeldBack:
     """Sort scans into those training saw and those it did not (validation and test), by the latents' splits.
 
     Args:
-        scans: folder the latents were encoded from.
+        scans: what the latents were encoded from: a folder, a BIDS dataset or a table.
         latents: written by `neuromf encode`.
 
     Raises:
         UserError: not latents, or none of the held-back subjects is among the scans.
     """
     info = load_latent_folder_info(latents)
-    paths = {scan.subject: scan.path for scan in find_scans([scans])}
+    selection = Selection.from_dict(info.dataset.get("selection"))
+    paths = {scan.subject: scan.path for scan in find_scans([scans], selection)}
     real = [paths[s] for split in ("val", "test") for s in info.splits[split] if s in paths]
     if not real:
         raise UserError(

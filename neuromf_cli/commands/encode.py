@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from neuromf_cli import console, options
 from neuromf_cli.progress import progress
 
+if TYPE_CHECKING:
+    from neuromf.models.autoencoder import Autoencoder
+
 
 def encode(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="NIfTI files, folders, or quoted globs.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT", help="NIfTI files, folders, BIDS datasets, .csv or .tsv tables, quoted globs."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the latents.")] = Path("latents"),
     size: options.Size = "64",
     spacing: options.MaybeSpacing = None,
     autoencoder: options.AutoencoderName = "builtin",
     weights: options.Weights = None,
     groups: Annotated[
-        Path | None, typer.Option("--groups", metavar="CSV", help="Table of the scans, one row each.")
+        Path | None, typer.Option("--groups", metavar="CSV", help="Table of the scans or participants, one row each.")
     ] = None,
     group_column: Annotated[
         str | None,
         typer.Option(
-            "--group-column", metavar="NAME", help="Its column of who belongs together; no group is ever split."
+            "--group-column", metavar="NAME", help="Column of who belongs together. Default: the same participant."
         ),
     ] = None,
     class_column: Annotated[
-        str | None, typer.Option("--class-column", metavar="NAME", help="Its column of what each scan shows.")
+        str | None, typer.Option("--class-column", metavar="NAME", help="Column of what each scan shows.")
+    ] = None,
+    suffix: Annotated[
+        list[str] | None, typer.Option("--suffix", metavar="T1w", help="Of BIDS datasets, which kind of scan.")
+    ] = None,
+    entity: Annotated[
+        list[str] | None,
+        typer.Option("--entity", metavar="KEY=LABEL", help="Of BIDS datasets, only these: ses=01 run=1,2 acq=none."),
     ] = None,
     fractions: Annotated[
         str, typer.Option("--fractions", metavar="A B C", help="Shares for training, validation and test.")
@@ -37,8 +50,25 @@ def encode(
     report: Annotated[bool, typer.Option("--report", help="Also decode, and report SSIM and PSNR.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first scan that cannot be used.")] = False,
     flip_copies: Annotated[
-        bool, typer.Option("--flip-copies", help="Also encode each scan mirrored left to right, for training.")
+        bool, typer.Option("--flip-copies", help="Also encode each training scan mirrored left to right.")
     ] = False,
+    copies: Annotated[
+        int, typer.Option("--copies", metavar="N", min=0, help="Also encode N augmented copies of each training scan.")
+    ] = 0,
+    augment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--augment",
+            metavar="KEY=VALUE",
+            help="How far copies differ: flip=0.5 intensity=0.05 rotation_deg=2 scale=0.02.",
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all inputs, tell what would become of each, and write nothing.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes of --check. Default: one per core.")
+    ] = None,
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -49,31 +79,66 @@ def encode(
     Each scan is turned to RAS, resampled and cropped to one grid, scaled so
     that p0 is 0 and p99.5 is 1, and encoded. Scans that cannot be used are
     refused by name (exit code 4). The same command again continues.
+    --check first: it shows what would be used, changed or refused, and why.
 
-    Example: neuromf encode scans/ --out latents --size 64 64 64 --spacing 3
+    Example: neuromf encode bids/ --suffix T1w --size 64 --spacing 3 --check
     """
+    from neuromf.data.augmentation import Augmentation
+    from neuromf.data.bids import Selection
     from neuromf.data.preprocessing import Preprocessing
-    from neuromf.devices import torch_device
-    from neuromf.models.autoencoder import load_autoencoder
-    from neuromf.pipeline import encode as pipeline
 
     preprocessing = Preprocessing(options.voxels(size), options.maybe_spacing(spacing))
+    dataset: dict[str, Any] = {
+        "selection": Selection(options.words(suffix), options.entities(entity)),
+        "group_column": group_column,
+        "class_column": class_column,
+        "fractions": options.shares(fractions),
+        "seed": seed,
+    }
+    if check:
+        from neuromf.pipeline.check import check as look
+        from neuromf.pipeline.cohort import read_cohort
+
+        cohort = read_cohort(inputs, table=groups, **dataset)
+        with progress(quiet) as show:
+            found = look(
+                cohort,
+                out,
+                preprocessing=preprocessing,
+                load=lambda: _autoencoder(autoencoder, device, weights),
+                copies=copies + flip_copies,
+                workers=workers,
+                progress=show,
+            )
+        console.result(found, json, found.complaints, complaint="cannot be used as they are; nothing was written")
+        return
+
+    from neuromf.pipeline import encode as pipeline
+
     with progress(quiet) as show:
         done = pipeline.encode(
             inputs,
             out,
-            autoencoder=load_autoencoder(autoencoder, device=torch_device(device), weights=weights),
+            autoencoder=_autoencoder(autoencoder, device, weights),
             preprocessing=preprocessing,
             groups_csv=groups,
-            group_column=group_column,
-            class_column=class_column,
-            fractions=options.shares(fractions),
-            seed=seed,
+            **dataset,
             report=report,
             strict=strict,
             dry_run=dry_run,
             flip_copies=flip_copies,
+            copies=copies,
+            augmentation=Augmentation(seed=seed).changed(options.pairs(augment, "--augment", "flip=0"))
+            if augment
+            else None,
             progress=show,
         )
     refused = [f"{scan.path}: {scan.reason}" for scan in done.scans if scan.status == "refused"]
     console.result(done, json, refused)
+
+
+def _autoencoder(name: str, device: options.DeviceName, weights: Path | None) -> Autoencoder:
+    from neuromf.devices import torch_device
+    from neuromf.models.autoencoder import load_autoencoder
+
+    return load_autoencoder(name, device=torch_device(device), weights=weights)

@@ -230,8 +230,37 @@ def test_missing_latents_are_listed(tmp_path):
     (folder / "s1.pt").unlink()
     with pytest.raises(UserError, match=r"1 of 4 latents are missing.*s1\.pt"):
         LatentDataset(folder)
-    with pytest.raises(UserError, match="--flip-copies"):
-        LatentDataset(folder, flipped=True)
+
+
+def add_copies(folder) -> None:
+    """The mirrored copies of make_folder's training latents, and two augmented ones: latents 10 more apart each."""
+    write_json(folder / "dataset.json", read_json(folder / "dataset.json") | {"flip_copies": True, "copies": 2})
+    for kind, shift in (("flipped", 10), ("copies/1", 20), ("copies/2", 30)):
+        for i in range(4):
+            z = latent(shift + i)
+            save_latent(latent_path(folder, f"s{i}", kind), z, z, {"autoencoder": {"sha256": "abc"}})
+
+
+def test_copies_follow_the_originals_and_are_whitened_like_them(tmp_path):
+    folder = make_folder(tmp_path)
+    add_copies(folder)
+    plain, dataset = LatentDataset(folder), LatentDataset(folder, copies=True)
+    assert dataset.subjects == plain.subjects * 4
+    assert dataset.statistics == plain.statistics
+    for place, seed in ((1, 1), (4, 10), (9, 21), (15, 33)):
+        assert torch.equal(dataset[place], plain.statistics.whiten(latent(seed)))
+
+
+def test_copies_that_are_not_there_are_refused(tmp_path):
+    folder = make_folder(tmp_path)
+    with pytest.raises(UserError, match=r"(?s)no copies of the train split.*--copies N"):
+        LatentDataset(folder, copies=True)
+    add_copies(folder)
+    with pytest.raises(UserError, match="no copies of the val split"):
+        LatentDataset(folder, "val", copies=True)
+    (folder / "copies" / "2" / "s3.pt").unlink()
+    with pytest.raises(UserError, match=r"1 of 16 latents are missing in .*2: s3\.pt"):
+        LatentDataset(folder, copies=True)
 
 
 def test_another_shape_or_autoencoder_is_refused(tmp_path):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from neuromf.data.sources import check_subject, find_scans, read_groups
 from neuromf.data.volumes import load_volume, nifti_stem, save_volume, spacing_of
 from neuromf.errors import ScanError, UserError
 
@@ -100,6 +99,13 @@ def test_not_a_nifti_is_refused(tmp_path):
 
 def test_an_absent_file_is_refused(tmp_path):
     refused(tmp_path / "absent.nii.gz", "does not exist")
+
+
+def test_a_link_to_a_file_that_was_not_fetched_says_how_to_fetch_it(tmp_path):
+    (tmp_path / "a.nii.gz").symlink_to(".git/annex/objects/x")
+    with pytest.raises(ScanError, match="a link to a file that is not here") as caught:
+        load_volume(tmp_path / "a.nii.gz")
+    assert "datalad get" in caught.value.hint
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9, -4])
@@ -203,54 +209,3 @@ def test_real_scans_of_one_subject_in_two_orientations_load_as_ras(shared_data):
         volume = load_volume(shared_data / "wholebrain" / f"{name}.nii.gz")
         assert volume.source["orientation"] == orientation
         assert nib.aff2axcodes(volume.affine) == ("R", "A", "S")
-
-
-# sources: which scans there are
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"")
-
-
-def test_files_folders_and_globs_give_the_same_scans_once(tmp_path):
-    touch(tmp_path, "b.nii.gz", "a.nii", "._a.nii", "notes.txt")
-    expected = [("a", tmp_path / "a.nii"), ("b", tmp_path / "b.nii.gz")]
-    for inputs in ([tmp_path], [tmp_path / "b.nii.gz", tmp_path], [f"{tmp_path}/*.nii*"]):
-        assert [tuple(s) for s in find_scans(inputs)] == expected
-
-
-def test_two_files_with_one_id_are_named(tmp_path):
-    touch(tmp_path, "x/a.nii.gz", "y/a.nii")
-    with pytest.raises(UserError) as caught:
-        find_scans([tmp_path / "x", tmp_path / "y"])
-    assert str(tmp_path / "x/a.nii.gz") in caught.value.message
-    assert str(tmp_path / "y/a.nii") in caught.value.message
-
-
-@pytest.mark.parametrize("case", ["empty", "absent", "absent*.nii", "below", "nothing"])
-def test_no_scan_is_an_error_that_says_what_to_type(tmp_path, case):
-    (tmp_path / "empty").mkdir()
-    touch(tmp_path / "below", "sub-1/a.nii.gz")
-    with pytest.raises(UserError) as caught:
-        find_scans([] if case == "nothing" else [tmp_path / case])
-    assert caught.value.hint
-    if case == "below":
-        assert "**" in caught.value.hint
-
-
-@pytest.mark.parametrize("subject", ["", "..", ".hidden", "-rf", "a/b", "a\\b", "a\nb", "a*", "x" * 300])
-def test_ids_that_could_leave_the_folder_are_refused(subject):
-    with pytest.raises(UserError):
-        check_subject(subject)
-
-
-def test_groups_are_read_by_id(tmp_path):
-    table = tmp_path / "subjects.tsv"
-    table.write_text("id\tgroup\na.nii.gz\tg1\nb\tg1\nc\t\n")
-    assert read_groups(table, "group", ["a", "b"]) == {"a": "g1", "b": "g1"}
-    with pytest.raises(UserError, match=r"1 of 2 subjects have no 'group'.*c"):
-        read_groups(table, "group", ["a", "c"])
-    with pytest.raises(UserError, match="no column 'site'"):
-        read_groups(table, "site", ["a"])
