@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from neuromf.errors import EXIT_PARTIAL, EXIT_RESUME, UserError
+from neuromf.launch import process_rank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,11 +60,20 @@ def tidy_exit(folder: Callable[[], Path | None] = lambda: None, *, as_process: b
             show_bug(error, folder())
             code = EXIT_BUG
         else:
-            show_error(known.message, known.hint, label="" if known.exit_code == EXIT_RESUME else "error: ")
+            _show_known(known)
             code = known.exit_code
     else:
         return
     raise SystemExit(code) if as_process else typer.Exit(code)
+
+
+def _show_known(error: UserError) -> None:
+    """Say what the user has to know; of several processes the main one says it in full, the others in a line."""
+    resumable, rank = error.exit_code == EXIT_RESUME, process_rank()
+    if rank == 0:
+        show_error(error.message, error.hint, label="" if resumable else "error: ")
+    elif not resumable:
+        show_error(error.message.splitlines()[0], label=f"error in process {rank}: ")
 
 
 def _as_user_error(error: Exception) -> UserError | None:

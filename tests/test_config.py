@@ -82,6 +82,20 @@ def test_an_unknown_override_is_refused_with_the_nearest_key():
         config.load("imf-xpred", ["training.learnrate=1"])
 
 
+def test_a_renamed_setting_is_read_from_old_files_and_named_on_the_command_line(tmp_path):
+    run = tmp_path / "config.yaml"
+    run.write_text(
+        config.load("imf-xpred", ["training.augmentation=false"]).to_yaml().replace("augmentation:", "flip:")
+    )
+    assert "flip: false" in run.read_text()
+    assert config.from_yaml(run).training.augmentation is False
+    with pytest.raises(UserError, match=r"(?s)no setting 'training\.flip'.*it is called training\.augmentation now"):
+        config.load("imf-xpred", ["training.flip=false"])
+    (tmp_path / "mine.yaml").write_text("training: {flip: true}\n")
+    with pytest.raises(UserError, match="give that one alone"):  # phase4 sets it by its present name
+        config.load("phase4", config=tmp_path / "mine.yaml")
+
+
 def test_an_override_without_a_value_shows_the_form():
     with pytest.raises(UserError, match=r"training.lr=2e-4"):
         config.load("imf-xpred", ["training.lr"])

@@ -16,6 +16,7 @@ from neuromf.config.sections import (
     NetworkConfig,
     ObjectiveConfig,
     TimesConfig,
+    TrackingConfig,
     TrainingConfig,
     UNetConfig,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "NetworkConfig",
     "ObjectiveConfig",
     "TimesConfig",
+    "TrackingConfig",
     "TrainConfig",
     "TrainingConfig",
     "UNetConfig",

@@ -26,12 +26,14 @@ from neuromf.config.sections import (
     NetworkConfig,
     ObjectiveConfig,
     TimesConfig,
+    TrackingConfig,
     TrainingConfig,
     UNetConfig,
 )
 from neuromf.errors import UserError
 
 ENVIRONMENT_PREFIX = "NEUROMF_"
+RENAMED = {"training.flip": "training.augmentation"}
 RESERVED_ENVIRONMENT = {"NEUROMF_WEIGHTS", "NEUROMF_TEST_DATA", "NEUROMF_TEST_GOLDEN"}
 
 
@@ -55,6 +57,7 @@ class TrainConfig(BaseSettings):
     ema: EmaConfig = EmaConfig()
     intervals: IntervalsConfig = IntervalsConfig()
     guards: GuardsConfig = GuardsConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -148,7 +151,9 @@ class _StrictEnvironment(EnvSettingsSource):
 
 
 def nearest_names(name: str, known: Sequence[str]) -> str:
-    """The three nearest names, for lists too long to print."""
+    """The new name of a renamed setting, else the three nearest names, for lists too long to print."""
+    if name in RENAMED:
+        return f"it is called {RENAMED[name]} now"
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return (
         f"did you mean {' or '.join(repr(c) for c in close)}?"

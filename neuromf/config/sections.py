@@ -236,14 +236,27 @@ class TrainingConfig(_Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Positive | None = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    flip: Literal["auto"] | bool = "auto"
-    """Also train on the left-right flipped copies of `encode --flip-copies`; auto: where they exist."""
+    recompute: bool = False
+    """Activation checkpointing: keep no activations inside the network's blocks, and run them twice."""
+    augmentation: Literal["auto"] | bool = "auto"
+    """Also train on the copies that `encode --copies N` and `--flip-copies` made; auto: where they exist."""
     workers: Whole = 0
     init_from: str | None = None
     """A run to start from: the same network, or a flow model that gets a second time; or NVIDIA's file of a
     rectified-flow U-Net."""
     init_contrast: str = "T1"
     """Which of the contrasts of NVIDIA's file a network without classes starts as."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        """Settings written before there were other copies than flipped ones call `augmentation` flip."""
+        if isinstance(values, dict) and "flip" in values:
+            if "augmentation" in values:
+                raise ValueError("training.flip is called training.augmentation now: give that one alone")
+            values = {**values, "augmentation": values["flip"]}
+            del values["flip"]
+        return values
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
@@ -301,4 +314,15 @@ class GuardsConfig(_Section):
     divergence: bool = True
     divergence_warn: Positive = 10.0
     divergence_halt: Positive = 100.0
+    stuck_after: Count | None = 1000
+    """After so many updates the raw loss must have fallen below stuck_ratio of where it began; null does not look."""
+    stuck_ratio: Share = 0.98
     nonfinite_limit: Count = 20
+
+
+class TrackingConfig(_Section):
+    """Where a run's figures go beside its folder; they go nowhere unless a service is named."""
+
+    to: tuple[Literal["wandb", "mlflow"], ...] = ()
+    project: str = "neuromf"
+    """The project (W&B) or experiment (MLflow) that the run belongs to."""

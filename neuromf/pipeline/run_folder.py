@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -21,10 +20,11 @@ from neuromf.config import TrainConfig, from_yaml
 from neuromf.data.latents import LatentFolderInfo
 from neuromf.errors import UserError
 from neuromf.files import read_json, remove_leftovers, write_json, write_text
+from neuromf.launch import process_count
 
 CONFIG_FILE, DATA_FILE, ENVIRONMENT_FILE, RESULT_FILE = "config.yaml", "data.json", "environment.json", "result.json"
 # These may change between two calls for one run: they do not touch what is learned.
-FREE_TO_CHANGE = ("preset", "intervals", "guards", "training.workers")
+FREE_TO_CHANGE = ("preset", "intervals", "guards", "tracking", "training.workers")
 
 
 def check_folder(out: Path, config: TrainConfig, description: dict[str, Any]) -> None:
@@ -54,8 +54,13 @@ def claim(out: Path, config: TrainConfig, description: dict[str, Any]) -> None:
     write_text(out / CONFIG_FILE, config.to_yaml())
 
 
-def describe_data(info: LatentFolderInfo) -> dict[str, Any]:
-    """What of the latent folder travels with the run: statistics, split hash, preprocessing, autoencoder."""
+def describe_data(info: LatentFolderInfo, copies: int = 0) -> dict[str, Any]:
+    """What of the latent folder travels with the run: statistics, split hash, preprocessing, autoencoder.
+
+    Args:
+        info: of the folder.
+        copies: of each training scan that are trained on; with more of them it would be another run.
+    """
     kept = {key: info.dataset.get(key) for key in ("latent_shape", "autoencoder", "preprocessing", "affine")}
     classes = info.dataset.get("classes")
     description = {
@@ -64,6 +69,7 @@ def describe_data(info: LatentFolderInfo) -> dict[str, Any]:
         "statistics": info.statistics.to_dict(),
         "split_hash": info.dataset["splits"]["hash"],
         "subjects": {name: len(subjects) for name, subjects in info.splits.items()},
+        **({"copies": copies, "augmentation": info.dataset.get("augmentation")} if copies else {}),
     }
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
     return {**description, "digest": digest, "latents": str(info.folder.resolve())}
@@ -103,7 +109,7 @@ def environment(config: TrainConfig, device: str) -> dict[str, Any]:
         "device": device,
         "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": process_count(),
         "seed": config.training.seed,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

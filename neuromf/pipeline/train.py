@@ -16,10 +16,12 @@ from neuromf.data.latents import (
     LatentFolderInfo,
     LatentStatistics,
     class_names,
+    copies_of,
     load_latent_folder_info,
 )
 from neuromf.errors import UserError
 from neuromf.files import read_json, write_json
+from neuromf.launch import process_rank
 from neuromf.models.autoencoder import KLAutoencoder
 from neuromf.models.networks import build_network
 from neuromf.pipeline.initialisation import foreign_file, foreign_statistics, start_from
@@ -36,6 +38,8 @@ from neuromf.pipeline.run_folder import (
 from neuromf.training import checkpoint, loop
 from neuromf.training.loop import TrainResult
 from neuromf.training.perceptual import DecodedCrops
+from neuromf.training.processes import make_accelerator
+from neuromf.training.trackers import check_installed
 
 
 class TrainingData(NamedTuple):
@@ -63,26 +67,37 @@ def train(
         out: the run folder; made if absent.
         device: auto, cpu, cuda or mps.
         deterministic: only deterministic kernels (slower on GPUs).
-        listener: an object with `message(text)` and `step(record)`.
+        listener: an object with `message(text)` and `step(record)`; its `epoch(summaries)`, if it has one, hears of
+            every epoch's end.
 
     Raises:
-        UserError: no latents, a folder of another run, too little memory, a size the network cannot take.
+        UserError: no latents, a folder of another run, too little memory, a size the network cannot take, or a
+            tracker that is not installed or does not start.
         GuardError, Interrupted: see `training.loop.train`.
     """
-    listener = listener or Silent()
+    listener = _heard(listener)
     listener.message(f"data {data}, run {out}")
+    expected = plan(config, data, device=device)
+    _announce(expected, listener)
+    sets = training_data(config, data)
+    return train_on(config, sets, out, expected=expected, device=device, deterministic=deterministic, listener=listener)
+
+
+def training_data(config: TrainConfig, data: Path) -> TrainingData:
+    """What a run learns from, as a folder of latents holds it.
+
+    Raises:
+        UserError: no latents there, or no copies where they are asked for.
+    """
     info = _latents(data)
-    described = describe_data(info)
+    described = describe_data(info, copies=_copies(config, info))
     statistics = info.statistics
     if (file := foreign_file(config)) is not None:  # its network is used to another scale than these latents' own
         statistics = foreign_statistics(file, info.statistics)
         described["statistics"] = statistics.to_dict()
-    expected = plan_run(config, described, latents=_count(config, info), device=device)
-    _announce(expected, listener)
-    sets = TrainingData(
+    return TrainingData(
         described, training_set(data, config, info, statistics), _validation_set(data, info, statistics)
     )
-    return train_on(config, sets, out, expected=expected, device=device, deterministic=deterministic, listener=listener)
 
 
 def train_on(
@@ -96,8 +111,11 @@ def train_on(
     listener: Any = None,
 ) -> TrainResult:
     """Train on sets that are at hand; `expected` is their plan if it was made already, the rest is as in `train`."""
-    listener = listener or Silent()
+    listener = _heard(listener)
+    accelerator = make_accelerator(device, config.training.precision)
     check_folder(out, config, data.description)
+    check_installed(config.tracking.to)
+    accelerator.wait_for_everyone()  # all have looked before the main process claims it
     latents = len(data.training_set)  # type: ignore[arg-type]
     updates = (expected or plan_run(config, data.description, latents=latents, device=device)).updates
     if (out / RESULT_FILE).exists() and read_json(out / RESULT_FILE)["updates"] == updates:
@@ -110,22 +128,27 @@ def train_on(
     network = build_network(config.network.model_dump(), data.description["latent_shape"], classes=classes)
     if config.training.init_from and checkpoint.newest(out)[0] is None:
         start_from(config, data.description, network, listener)
-    perceptual = _perceptual(config, data.description, device)
-    claim(out, config, data.description)  # what can be refused has been
-    write_json(out / ENVIRONMENT_FILE, environment(config, device))
-    result = loop.train(
-        config,
-        out,
-        network,
-        data.training_set,
-        data.validation_set,
-        Recorder(listener, out, data.description, device),
-        device=device,
-        channel_weights=_channel_weights(config, data.description),
-        classes=classes,
-        perceptual=perceptual,
-    )
-    write_json(out / RESULT_FILE, result._asdict())
+    perceptual = perceptual_of(config, data.description, device)
+    if accelerator.is_main_process:  # what can be refused has been
+        claim(out, config, data.description)
+        write_json(out / ENVIRONMENT_FILE, environment(config, device))
+    accelerator.wait_for_everyone()
+    recorder = Recorder(listener, out, config, data.description, device) if accelerator.is_main_process else Silent()
+    with recorder:
+        result = loop.train(
+            config,
+            out,
+            network,
+            data.training_set,
+            data.validation_set,
+            recorder,
+            accelerator=accelerator,
+            channel_weights=channel_weights_of(config, data.description),
+            classes=classes,
+            perceptual=perceptual,
+        )
+    if accelerator.is_main_process:
+        write_json(out / RESULT_FILE, result._asdict())
     return result
 
 
@@ -136,33 +159,42 @@ def plan(config: TrainConfig, data: Path, *, device: str = "auto") -> Plan:
         UserError: no latents there, or a size the network cannot take.
     """
     info = _latents(data)
-    return plan_run(config, describe_data(info), latents=_count(config, info), device=device)
+    return plan_run(
+        config, describe_data(info, copies=_copies(config, info)), latents=_count(config, info), device=device
+    )
 
 
 def training_set(
     data: Path, config: TrainConfig, info: LatentFolderInfo, statistics: LatentStatistics | None = None
 ) -> LatentDataset:
-    """The whitened training latents, with their flipped copies where `training.flip` asks for them."""
-    if config.training.flip is True and not _flips(config, info):
+    """The whitened training latents, with their copies where `training.augmentation` asks for them."""
+    copies = _copies(config, info)
+    if config.training.augmentation is True and not copies:
         raise UserError(
-            f"training.flip=true needs flipped copies and {data} has none",
-            "run `neuromf encode` with --flip-copies (the autoencoder is not flip-equivariant), or leave it at auto",
+            f"training.augmentation=true needs copies of the training scans and {data} has none",
+            "run its `neuromf encode` again with --copies N or --flip-copies, or leave it at auto",
         )
-    return LatentDataset(data, "train", flipped=_flips(config, info), statistics=statistics)
+    return LatentDataset(data, "train", copies=copies > 0, statistics=statistics)
 
 
-def _flips(config: TrainConfig, info: LatentFolderInfo) -> bool:
-    return bool(info.dataset.get("flip_copies")) and config.training.flip is not False
+def _copies(config: TrainConfig, info: LatentFolderInfo) -> int:
+    """How many copies of each training scan are trained on."""
+    return 0 if config.training.augmentation is False else len(copies_of(info.dataset))
 
 
 def _count(config: TrainConfig, info: LatentFolderInfo) -> int:
-    """How many latents are trained on."""
-    return len(info.splits["train"]) * (2 if _flips(config, info) else 1)
+    """How many latents are trained on: copies make an epoch longer, each is seen once in it."""
+    return len(info.splits["train"]) * (1 + _copies(config, info))
+
+
+def _heard(listener: Any) -> Any:
+    """The listener, in the main process of those that a launcher started."""
+    return Silent() if listener is None or process_rank() else listener
 
 
 def _announce(expected: Plan, listener: Any) -> None:
     """Say what the run needs, and refuse what cannot fit."""
-    listener.message("\n".join(expected.lines()[3:]))
+    listener.message("\n".join(expected.brief()))
     refuse_too_large(expected)
 
 
@@ -176,7 +208,7 @@ def _latents(data: Path) -> LatentFolderInfo:
     return load_latent_folder_info(data)
 
 
-def _channel_weights(config: TrainConfig, description: dict[str, Any]) -> Tensor | None:
+def channel_weights_of(config: TrainConfig, description: dict[str, Any]) -> Tensor | None:
     """(C,) factors: none, given, or a power of the raw latents' sigma_c scaled to a mean of one."""
     setting = config.objective.channel_weights
     if setting in ("none", "learned"):
@@ -188,7 +220,7 @@ def _channel_weights(config: TrainConfig, description: dict[str, Any]) -> Tensor
     return torch.tensor(setting, dtype=torch.float32)
 
 
-def _perceptual(config: TrainConfig, description: dict[str, Any], device: str) -> DecodedCrops | None:
+def perceptual_of(config: TrainConfig, description: dict[str, Any], device: str) -> DecodedCrops | None:
     """The distance of decoded crops, where the objective gives it a weight."""
     if not config.objective.perceptual_weight:
         return None

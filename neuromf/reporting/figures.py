@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from neuromf.files import atomic_path
@@ -29,6 +30,7 @@ _DPI = 100
 _GAP_VOXELS = 2
 _LABEL_INCHES = 1.3
 _TITLE_INCHES = 0.28
+_DOTS = 40
 _SERIES_COLOURS = ("#222222", "#d1495b", "#2e86ab", "#edae49", "#66a182", "#8d6a9f")
 
 
@@ -150,35 +152,71 @@ def curves(
     *,
     x_label: str = "step",
     log_y: Sequence[str] = (),
+    levels: Mapping[str, float] | None = None,
     heading: str = "",
 ) -> Path:
     """Draw training curves, one panel per quantity, panels side by side in rows of three.
 
     Args:
         panels: panel title -> series name -> (x, y); values that are not finite leave gaps.
-        log_y: titles of the panels with a logarithmic axis (used where every value shown is positive).
+        log_y: titles of the panels with a logarithmic axis (used where the values are positive and spread enough).
+        levels: panel title -> a value to compare with, a dotted line.
     """
     if not panels:
         raise ValueError("no panel to draw")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), dpi=_DPI, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure, grid = _grid(rows, columns, 0.35 if heading else 0.1)
     for axes, (title, series) in zip(grid, panels.items(), strict=False):
-        positive = bool(series)
-        for n, (name, (x, y)) in enumerate(series.items()):
-            values = np.asarray(y, dtype=float)
-            values = np.where(np.isfinite(values), values, np.nan)
-            positive = positive and bool(np.all(values[~np.isnan(values)] > 0))
-            axes.plot(np.asarray(x, dtype=float), values, label=name, lw=1.2, color=_colour(n))
-        if title in log_y and positive:
+        drawn = [_curve(axes, n, name, x, y) for n, (name, (x, y)) in enumerate(series.items())]
+        if levels and title in levels:
+            axes.axhline(levels[title], color="#888888", lw=0.9, ls=":", zorder=0)
+        spread = _spread(drawn) if title in log_y else 0
+        if spread > 4:  # below it, plain axes have more ticks
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=_log_ticks(spread)))
+            axes.yaxis.set_minor_locator(NullLocator())
         _dress(axes, title, x_label, "", legend=len(series) > 1)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, or the numbers run into one another
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if heading:
-        figure.suptitle(heading, fontsize=11, weight="bold")
+        figure.text(0.008, 1 - 0.18 / figure.get_figheight(), heading, fontsize=11, weight="bold", va="center")
     return _save(figure, path)
+
+
+def _grid(rows: int, columns: int, top_inches: float) -> tuple[Figure, list[Axes]]:
+    """Panels of one size at fixed places: matplotlib's automatic layout takes as long as all of the drawing."""
+    left, right, above, below, size = 0.55, 0.15, 0.3, 0.5, (3.9, 2.45)
+    width, height = left + size[0] + right, above + size[1] + below
+    page = (columns * width, rows * height + top_inches)
+    figure = Figure(figsize=page, dpi=_DPI)
+    corners = [(c * width + left, (rows - 1 - r) * height + below) for r in range(rows) for c in range(columns)]
+    boxes = [(x / page[0], y / page[1], size[0] / page[0], size[1] / page[1]) for x, y in corners]
+    return figure, [figure.add_axes(box) for box in boxes]
+
+
+def _curve(axes: Axes, n: int, name: str, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
+    """Draw one series, with dots where it has few points; returns its finite values."""
+    values = np.asarray(y, dtype=float)
+    values = np.where(np.isfinite(values), values, np.nan)
+    marker = "o" if len(values) <= _DOTS else ""
+    axes.plot(np.asarray(x, dtype=float), values, label=name, lw=1.2, color=_colour(n), marker=marker, ms=2.8)
+    return values[~np.isnan(values)]
+
+
+def _log_ticks(spread: float) -> tuple[float, ...]:
+    """The ticks of a decade, the more the fewer decades there are."""
+    if spread < 15:
+        return (1, 1.5, 2, 3, 4, 6, 8)
+    return (1, 2, 5) if spread < 300 else (1,)
+
+
+def _spread(series: Sequence[NDArray[np.float64]]) -> float:
+    """The largest over the smallest of all values; 0 where there are none, or not all are positive."""
+    values = np.concatenate([*series, []])
+    return float(values.max() / values.min()) if values.size and values.min() > 0 else 0.0
 
 
 def spectrum_plot(frequency: ArrayLike, power: Mapping[str, ArrayLike], path: str | Path) -> Path:

@@ -9,15 +9,25 @@ import torch
 from torch import Tensor
 
 
+def keyed_seed(*key: int | str) -> int:
+    """A 63-bit seed that is a function of `key` alone (SHA-256 of its parts).
+
+    Example:
+        >>> keyed_seed("update", 0, 7) == keyed_seed("update", 0, 7) != keyed_seed("update", 0, 8)
+        True
+    """
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 def keyed_generator(*key: int | str, device: str | torch.device = "cpu") -> torch.Generator:
-    """A generator whose stream is a function of `key` alone (SHA-256 of its parts).
+    """A generator whose stream is a function of `key` alone.
 
     Example:
         >>> keyed_generator("sample", 0, 7).initial_seed() == keyed_generator("sample", 0, 7).initial_seed()
         True
     """
-    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator(device=device).manual_seed(keyed_seed(*key))
 
 
 def sample_noise(seed: int, index: int, shape: Sequence[int]) -> Tensor:

@@ -32,9 +32,16 @@ FORMAT = 1
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to go on. `averages` maps a decay such as "0.9995" to weights."""
+    """What a run needs to go on.
+
+    batch: samples per update, over all processes.
+    healthy: False while the raw loss is far above where it began.
+    averages: a decay such as "0.9995" -> weights.
+    """
 
     update: int
+    batch: int
+    healthy: bool
     model: dict[str, Tensor]
     averages: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
@@ -77,14 +84,44 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, keep_every: int | None = 
         digests = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
         write_json(
             folder / "checkpoint.json",
-            {"format": FORMAT, "update": checkpoint.update, "averages": list(checkpoint.averages), "sha256": digests},
+            {
+                "format": FORMAT,
+                "update": checkpoint.update,
+                "batch": checkpoint.batch,
+                "healthy": checkpoint.healthy,
+                "averages": list(checkpoint.averages),
+                "sha256": digests,
+            },
         )
-    # Later ones can only be damaged ones that a resume passed over: they must not crowd out the good.
-    whole = [folder for folder in sorted(target.parent.glob("step_*")) if folder.name <= target.name]
-    for old in whole[:-keep]:
-        if keep_every is None or int(old.name.removeprefix("step_")) % keep_every:
-            shutil.rmtree(old)
+    _rotate(target, keep, keep_every)
     return target
+
+
+def _rotate(newest: Path, keep: int, keep_every: int | None) -> None:
+    """Drop what is neither among the newest, nor to stay for good, nor the last from before a divergence."""
+    # Later ones can only be damaged ones that a resume passed over: they must not crowd out the good.
+    folders = [folder for folder in sorted(newest.parent.glob("step_*")) if folder.name <= newest.name]
+    good = last_healthy(newest.parent.parent)
+    for old in folders[:-keep]:
+        if old != good and (keep_every is None or int(old.name.removeprefix("step_")) % keep_every):
+            shutil.rmtree(old)
+
+
+def last_healthy(run: Path) -> Path | None:
+    """The newest checkpoint that was written while the run did not diverge."""
+    for folder in sorted((run / FOLDER).glob("step_*"), reverse=True):
+        try:
+            if read_json(folder / "checkpoint.json")["healthy"]:
+                return folder
+        except (UserError, KeyError):
+            continue
+    return None
+
+
+def last_good(run: Path) -> str:
+    """Where the weights from before a divergence lie, in words."""
+    folder = last_healthy(run)
+    return "no checkpoint had been written before" if folder is None else f"the last good checkpoint is {folder}"
 
 
 def _save_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -121,6 +158,8 @@ def load(folder: Path) -> Checkpoint:
     info = read_json(folder / "checkpoint.json")
     return Checkpoint(
         update=info["update"],
+        batch=info["batch"],
+        healthy=info["healthy"],
         model=load_file(folder / "model.safetensors"),
         averages={decay: load_file(folder / f"ema_{decay}.safetensors") for decay in info["averages"]},
         state=torch.load(folder / "state.pt", weights_only=True, map_location="cpu"),

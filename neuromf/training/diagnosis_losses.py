@@ -185,7 +185,7 @@ def overfitting(run: Evidence) -> Finding | None:
         (ratio.lowest, ratio.end, validation.lowest, validation.end, training.near(validation.end.epochs)),
         "The network remembers its training latents: what it still gains there it loses on the others. The checkpoint "
         f"of the lowest validation loss (epoch {best}) is the better one.",
-        "training.flip=true training.weight_decay=0.05",
+        "training.augmentation=true training.weight_decay=0.05",
         ratio.end.value / OVERFIT_WARNS,
     )
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from neuromf.config import ObjectiveConfig, TimesConfig
 from neuromf.training.draws import draw_times
+from neuromf.training.sharding import whole
 
 TIME_BINS = 5
 EXPECTED_PAIRS = 20_000
@@ -44,6 +45,25 @@ def mean_by_time(values: Tensor, t: Tensor, bins: int = TIME_BINS) -> list[float
     """Means of (N,) values over equal bins of t in [0, 1]; 1 belongs to the last, None where a bin is empty."""
     index = (t * bins).long().clamp(max=bins - 1)
     return [mean(values[index == b]) for b in range(bins)]
+
+
+def step_figures(record: Mapping[str, Tensor]) -> dict[str, float | None]:
+    """One update's per-sample record (each (B,)) as the live view shows it, with one wait for the device.
+
+    Returns:
+        raw_loss, raw_fm and raw_mf (None without such a sample), loss, V_ratio = |V| / |v_c|, cosine of V and v_c.
+    """
+    names = ("raw", "moving", "weighted", "V_norm", "v_norm", "cosine_V")
+    raw, moving, weighted, V, v, cosine = torch.stack([record[name].float() for name in names]).cpu()
+    still = moving == 0
+    return {
+        "raw_loss": float(raw.mean()),
+        "raw_fm": float(raw[still].mean()) if still.any() else None,
+        "raw_mf": float(raw[~still].mean()) if not still.all() else None,
+        "loss": float(weighted.mean()),
+        "V_ratio": float(V.mean() / v.mean().clamp(min=1e-12)),
+        "cosine": float(cosine.mean()),
+    }
 
 
 # --- weights and gradients ---------------------------------------------------------------------------------------
@@ -85,14 +105,14 @@ def block_grad_norms(network: nn.Module) -> dict[str, float | None]:
 @torch.no_grad()
 def relative_distance(values: Iterable[Tensor], reference: Iterable[Tensor]) -> float | None:
     """||values - reference|| / ||reference|| over all tensors together; None where the reference is zero."""
-    whole = list(reference)
-    length = _norm(whole)
-    return finite(_norm(a - b for a, b in zip(values, whole, strict=True)) / length) if length else None
+    known = list(reference)
+    length = _norm(known)
+    return finite(_norm(a - b for a, b in zip(values, known, strict=True)) / length) if length else None
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
     """Euclidean norm of all elements together, with one wait for the device."""
-    norms = torch.stack([torch.linalg.vector_norm(tensor.float()) for tensor in tensors])
+    norms = torch.stack([whole(torch.linalg.vector_norm(tensor.float())) for tensor in tensors])
     return float(norms.cpu().double().square().sum().sqrt())
 
 

@@ -1,7 +1,7 @@
 """Everything random in a training step, drawn from keys so that a run can be continued or split exactly.
 
-The draws of sample number n (counted over the whole run) depend on (seed, role, n) alone, and the choice of r = t
-samples on (seed, role, micro-batch): one process with batch 2B sees what two with batch B see together.
+The noise of sample number n (counted over the whole run) depends on (seed, role, n) alone, its times and conditions on
+(seed, role, update, place in the update): however many processes and micro-batches share an update, they see the same.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def largest_gap(progress: float, times: TimesConfig) -> float:
 def draw_times(
     seed: int,
     role: str,
-    micro_batch: int,
+    update: int,
     size: int,
     times: TimesConfig,
     objective: ObjectiveConfig,
     progress: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """The pairs (r, t) of one global micro-batch of `size` samples, each (size,), float32 on the CPU."""
-    generator = keyed_generator(seed, role, "times", micro_batch)
+    """The pairs (r, t) of the `size` samples of one update, each (size,), float32 on the CPU."""
+    generator = keyed_generator(seed, role, "times", update)
     normal, other = torch.randn(2, size, generator=generator)
     uniform = torch.rand(7, size, generator=generator)
     if times.distribution == "uniform":
@@ -84,9 +84,9 @@ def draw_times(
 
 
 def draw_conditions(
-    seed: int, role: str, micro_batch: int, label: Tensor, equal: Tensor, guidance: GuidanceConfig
+    seed: int, role: str, update: int, label: Tensor, equal: Tensor, guidance: GuidanceConfig
 ) -> tuple[Condition, Tensor]:
-    """The conditions of one global micro-batch and which labels are dropped, independently of everything else.
+    """The conditions of one update and which labels are dropped, independently of everything else.
 
     Args:
         label: (B,) classes.
@@ -96,7 +96,7 @@ def draw_conditions(
     Returns:
         The condition before dropping, and (B,) bool.
     """
-    uniform = torch.rand(4, len(label), generator=keyed_generator(seed, role, "conditions", micro_batch))
+    uniform = torch.rand(4, len(label), generator=keyed_generator(seed, role, "conditions", update))
     dropped = uniform[0] < guidance.label_drop
     if not guidance.enabled:
         return Condition(label), dropped
@@ -104,9 +104,9 @@ def draw_conditions(
     return Condition(label, omega, interval_from_uniform(uniform[2], uniform[3], equal)), dropped
 
 
-def draw_corners(seed: int, role: str, micro_batch: int, size: int) -> Tensor:
-    """Where the decoded crops of one global micro-batch begin, (size, 3) in [0, 1)."""
-    return torch.rand(size, 3, generator=keyed_generator(seed, role, "corners", micro_batch))
+def draw_corners(seed: int, role: str, update: int, size: int) -> Tensor:
+    """Where the decoded crops of one update begin, (size, 3) in [0, 1)."""
+    return torch.rand(size, 3, generator=keyed_generator(seed, role, "corners", update))
 
 
 def numbered_order(seed: int, samples: int, start: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from neuromf.config import EmaConfig
 from neuromf.errors import UserError
+from neuromf.training.sharding import exchange_weights, local, shard_like
 
 
 def half_life_decay(half_life_images: float, batch: int, update: int, ramp: float = 0.05) -> float:
@@ -120,8 +121,8 @@ class WeightAverage:
         """
         if update % self.every:
             return
-        averages = list(self.weights.values())
-        new = [p.detach().to(a.dtype) for p, a in zip(network.parameters(), averages, strict=True)]
+        averages = [local(average) for average in self.weights.values()]
+        new = [local(p.detach()).to(a.dtype) for p, a in zip(network.parameters(), averages, strict=True)]
         torch._foreach_lerp_(averages, new, 1 - self.decay.beta(update, batch) ** self.every)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -129,7 +130,7 @@ class WeightAverage:
         if weights.keys() != self.weights.keys():
             raise UserError("the saved average belongs to another network", "resume with the run's own configuration")
         for name, value in weights.items():
-            self.weights[name].copy_(value)
+            self.weights[name].copy_(shard_like(value, self.weights[name]))
 
 
 def build_averages(network: nn.Module, config: EmaConfig) -> dict[str, WeightAverage]:
@@ -140,15 +141,11 @@ def build_averages(network: nn.Module, config: EmaConfig) -> dict[str, WeightAve
 @contextmanager
 def averaged_weights(network: nn.Module, average: WeightAverage) -> Iterator[None]:
     """Let the network use the averaged weights inside the block; the trained ones come back bit for bit."""
-    parameters = dict(network.named_parameters())
-    trained = {name: p.data for name, p in parameters.items()}
+    trained = exchange_weights(network, average.weights)
     try:
-        for name, p in parameters.items():
-            p.data = average.weights[name].to(p.dtype)
         yield
     finally:
-        for name, p in parameters.items():
-            p.data = trained[name]
+        exchange_weights(network, trained)
 
 
 def window_warning(name: str, decay: Decay, updates: int, batch: int) -> str | None:

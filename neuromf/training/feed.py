@@ -1,7 +1,8 @@
 """What reaches the objective: micro-batches with everything random about them, from any update on.
 
-Samples carry running numbers counted over the whole run; number n lies in global micro-batch n // (batch x processes).
-Every draw is keyed by these numbers, so that a run can be continued or split over processes exactly.
+Samples carry running numbers counted over the whole run; number n belongs to update n // batch, with the batch of all
+processes and micro-batches. Every draw is keyed by these numbers, so that a run can be continued, or its updates
+split over any number of processes and micro-batches, exactly.
 """
 
 from __future__ import annotations
@@ -52,10 +53,6 @@ class Clock:
         training = self.config.training
         return training.updates or (training.epochs or 1) * self.epoch_updates
 
-    def progress(self, number: int) -> float:
-        """Share of the training that is done when the sample of this running number is used."""
-        return number // self.batch / self.updates
-
 
 class Batch(NamedTuple):
     """One process's micro-batch: x (B, C, I, J, K) whitened, its draws, and the share of the training done."""
@@ -94,40 +91,60 @@ class Feed:
 
     def batches(self, update: int) -> Iterator[Batch]:
         """The micro-batches that follow `update` finished updates, to the end of the run."""
-        training, size = self.clock.config.training, self.clock.config.training.batch_size
-        order = numbered_order(training.seed, self.clock.samples, update * self.clock.batch)
-        asked: list[list[tuple[int, int]]] = []  # (number, index) of the global micro-batches the loader was asked for
+        training = self.clock.config.training
+        asked: list[_Asked] = []  # the micro-batches that the loader was asked for and has not given yet
 
         def indices() -> Iterator[list[int]]:
-            for _ in range((self.clock.updates - update) * training.accumulation):
-                asked.append([next(order) for _ in range(size * self.world)])
-                yield [index for _, index in asked[-1][self._mine]]
+            for micro in self._asked(update):
+                asked.append(micro)
+                yield micro.indices
 
         for x in DataLoader(self.dataset, batch_sampler=indices(), num_workers=training.workers):
-            whole = asked.pop(0)
-            draws = self._draws([n for n, _ in whole], [index for _, index in whole])
-            yield Batch(x.to(self.device, non_blocking=True), draws, self.clock.progress(whole[0][0]))
+            numbers, _, small, at, progress = asked.pop(0)
+            noise = draw_noise(training.seed, "train", numbers, self.shape, self.device)
+            yield Batch(x.to(self.device, non_blocking=True), select(small, at, noise), progress)
 
-    @property
-    def _mine(self) -> slice:
-        """This process's places in a global micro-batch."""
-        size = self.clock.config.training.batch_size
-        return slice(self.rank * size, (self.rank + 1) * size)
+    def _asked(self, update: int) -> Iterator[_Asked]:
+        """This process's micro-batches from `update` on, before anything costly is read or drawn."""
+        config, batch = self.clock.config, self.clock.batch
+        order = numbered_order(config.training.seed, self.clock.samples, update * batch)
+        labels, parts = labels_of(self.dataset), self.world * config.training.accumulation
+        for u in range(update, self.clock.updates):
+            pairs = [next(order) for _ in range(batch)]
+            label = None if labels is None else labels[torch.tensor([index for _, index in pairs])]
+            small = draw_all(config, "train", u, batch, u / self.clock.updates, label=label)
+            shares = deal(small.r < small.t, parts)
+            for at in shares[self.rank :: self.world]:
+                numbers, indices = zip(*(pairs[i] for i in at.tolist()), strict=True)
+                yield _Asked(list(numbers), list(indices), small, at, u / self.clock.updates)
 
-    def _draws(self, numbers: list[int], indices: list[int]) -> Draws:
-        """This process's share of the draws of one global micro-batch."""
-        config, seed = self.clock.config, self.clock.config.training.seed
-        labels = labels_of(self.dataset)
-        small = draw_all(
-            config, "train", numbers[0] // len(numbers), len(numbers), self.clock.progress(numbers[0]),
-            label=None if labels is None else labels[torch.tensor(indices)],
-        )  # fmt: skip
-        noise = draw_noise(seed, "train", numbers[self._mine], self.shape, self.device)
-        return select(small, torch.arange(len(numbers))[self._mine], noise)
+
+def deal(moving: Tensor, parts: int) -> list[Tensor]:
+    """Places of a batch in equal parts, each with its share of r < t samples: those cost twice the others.
+
+    Args:
+        moving: (B,) bool, r < t.
+        parts: processes times micro-batches; divides B.
+
+    Returns:
+        One (B / parts,) tensor of ascending places per part.
+    """
+    ranked = moving.long().argsort(stable=True)
+    return [ranked[part::parts].sort().values for part in range(parts)]
+
+
+class _Asked(NamedTuple):
+    """A micro-batch to come: running numbers, dataset indices, the draws of its update and its places in them."""
+
+    numbers: list[int]
+    indices: list[int]
+    small: SmallDraws
+    at: Tensor
+    progress: float
 
 
 class SmallDraws(NamedTuple):
-    """The draws of a global micro-batch that cost nothing: all but the noise; on the CPU."""
+    """The draws of an update that cost nothing: all but the noise; on the CPU."""
 
     r: Tensor
     t: Tensor
@@ -137,20 +154,20 @@ class SmallDraws(NamedTuple):
 
 
 def draw_all(
-    config: TrainConfig, role: str, micro_batch: int, size: int, progress: float, *, label: Tensor | None
+    config: TrainConfig, role: str, update: int, size: int, progress: float, *, label: Tensor | None
 ) -> SmallDraws:
-    """Times, conditions and crops of one global micro-batch of `size` samples, keyed by its number."""
+    """Times, conditions and crops of the `size` samples of one update, keyed by its number."""
     seed = config.training.seed
-    r, t = draw_times(seed, role, micro_batch, size, config.times, config.objective, progress)
+    r, t = draw_times(seed, role, update, size, config.times, config.objective, progress)
     condition, dropped = None, None
     if label is not None and config.network.classes:
-        condition, dropped = draw_conditions(seed, role, micro_batch, label, r == t, config.guidance)
-    corner = draw_corners(seed, role, micro_batch, size) if config.objective.perceptual_weight else None
+        condition, dropped = draw_conditions(seed, role, update, label, r == t, config.guidance)
+    corner = draw_corners(seed, role, update, size) if config.objective.perceptual_weight else None
     return SmallDraws(r, t, condition, dropped, corner)
 
 
 def select(small: SmallDraws, at: Tensor, noise: Tensor) -> Draws:
-    """The draws of some samples of a micro-batch, on the device of their noise."""
+    """The draws of some samples of an update, on the device of their noise."""
     r, t, condition, dropped, corner = small
     device = noise.device
     return Draws(

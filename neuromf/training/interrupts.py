@@ -12,14 +12,17 @@ STOPPING = ("SIGTERM", "SIGUSR1", "SIGINT")
 class StopRequest:
     """Remembers a stopping signal for as long as the block lasts; a second one acts at once.
 
+    Args:
+        patient: a second one does nothing: launchers of several processes pass on what their children got already.
+
     Example:
         >>> with StopRequest() as stop:
-        ...     stop.signal is None
-        True
+        ...     stop.number
+        0
     """
 
-    def __init__(self) -> None:
-        self.signal: str | None = None
+    def __init__(self, *, patient: bool = False) -> None:
+        self.number, self.patient = 0, patient
         self._before: dict[int, signal.Handlers | int | None] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,9 +34,9 @@ class StopRequest:
         return self
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.number and not self.patient:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+        self.number = self.number or number
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,32 +7,35 @@ line, pictures) is a callback of the `Listener` it is handed.
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from neuromf.config import TrainConfig
-from neuromf.devices import torch_device
-from neuromf.errors import GuardError, Interrupted
+from neuromf.errors import GuardError, Interrupted, UserError
 from neuromf.files import write_json
+from neuromf.models.blocks import recompute_blocks
+from neuromf.sampling.noise import keyed_seed
 from neuromf.training import checkpoint
-from neuromf.training.diagnostics import StepProbe, describe_samples, expected_sampling, relative_distance
+from neuromf.training.diagnostics import StepProbe, describe_samples, expected_sampling, relative_distance, step_figures
 from neuromf.training.ema import WeightAverage, build_averages
 from neuromf.training.feed import Batch, Clock, Feed
 from neuromf.training.guards import Guards
 from neuromf.training.interrupts import StopRequest
 from neuromf.training.objective import Objective, Perceptual
 from neuromf.training.optim import build_optimizer, learning_rate
-from neuromf.training.telemetry import Epoch, Summaries, TensorBoard
+from neuromf.training.processes import Heard, exchange, peak_memory, prepare, shared_out
+from neuromf.training.sharding import load_optimizer, load_weights, whole, whole_tree
+from neuromf.training.telemetry import Epoch, Summaries
 from neuromf.training.validation import channel_raw_losses, fixed_samples, validate
 
 
@@ -95,18 +98,6 @@ class Run:
         return update == self.clock.updates or any(n and update % n == 0 for n in every)
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """Accelerate for `auto`, `cpu`, `cuda` or `mps`; `auto` precision is bf16 on CUDA, float32 elsewhere.
-
-    Raises:
-        UserError: the device is not there.
-    """
-    where = torch_device(device)
-    half = precision == "bf16" or (precision == "auto" and where.type == "cuda")
-    AcceleratorState._reset_state()  # a second run in one process may use another precision
-    return Accelerator(mixed_precision="bf16" if half else "no", cpu=where.type == "cpu")
-
-
 def train(
     config: TrainConfig,
     folder: Path,
@@ -115,7 +106,7 @@ def train(
     validation_set: Dataset[Tensor],
     listener: Listener,
     *,
-    device: str = "auto",
+    accelerator: Accelerator,
     channel_weights: Tensor | None = None,
     classes: int = 0,
     perceptual: Perceptual | None = None,
@@ -127,8 +118,8 @@ def train(
         folder: the run folder.
         network: maps (z, r, t) and, where there are any, a condition to (B, C, I, J, K).
         training_set, validation_set: see `feed.LatentItems`.
-        listener: callbacks.
-        device: auto, cpu, cuda or mps.
+        listener: callbacks; of the main process alone.
+        accelerator: see `processes.make_accelerator`.
         channel_weights: (C,) or None.
         classes: K, where the network takes classes.
         perceptual: distance of decoded crops, where the objective gives it a weight.
@@ -146,51 +137,66 @@ def train(
         channels=training_set[0].shape[0],
         perceptual=perceptual,
     )
-    run = _build(config, folder, objective, training_set, listener, device)
-    _resume(run)
+    if config.training.recompute and not recompute_blocks(network):
+        raise UserError(f"{type(network).__name__} has no blocks to recompute", "set training.recompute=false")
+    saved = _saved(folder, listener)
+    config = shared_out(config, saved.batch if saved else None, accelerator.num_processes)
+    run = _build(config, folder, accelerator, objective, training_set, listener)
+    if saved is not None:
+        _resume(run, saved)
     started, first = time.perf_counter(), run.update
     summaries = Summaries(folder, run.update)
-    board = TensorBoard(folder, run.update) if run.accelerator.is_main_process else None
     batches = run.feed.batches(run.update)
-    with StopRequest() as stop:
+    with StopRequest(patient=accelerator.num_processes > 1) as stop:
         while run.update < run.clock.updates:
             began = time.perf_counter()
-            record, norm = _update(run, batches)
-            clipped = config.training.clip is not None and norm > config.training.clip
-            run.epoch.add(record, norm, clipped, time.perf_counter() - began)
-            _observe(run, record, started, first)
+            with _halting(run):
+                heard, norm = _update(run, batches, stop.number)
+                clipped = config.training.clip is not None and norm > config.training.clip
+                run.epoch.add(heard.record, norm, clipped, time.perf_counter() - began)
+                _observe(run, heard.record, norm, started, first)
             if run.closes_epoch(run.update):
-                _end_epoch(run, summaries, board, validation_set)
-            if run.saves(run.update) or stop.signal:
+                _end_epoch(run, summaries, validation_set)
+            # Alone there is nobody to agree with: a signal counts at once.
+            asked = heard.signal or (stop.number if accelerator.num_processes == 1 else 0)
+            if run.saves(run.update) or asked:
                 _save(run)
-            if stop.signal and run.update < run.clock.updates:
+            if asked and run.update < run.clock.updates:
                 raise Interrupted(
-                    f"{stop.signal} after update {run.update:,} of {run.clock.updates:,}; the run is saved",
+                    f"{signal.Signals(asked).name} after update {run.update:,} of {run.clock.updates:,}; "
+                    "the run is saved",
                     "run the same command again to continue",
                 )
-    if board:
-        board.close()
     last = summaries.epochs[-1] if summaries.epochs else {}
     validated = [e["val_raw_loss"] for e in summaries.epochs if e.get("val_raw_loss") is not None]
     seconds, validation = time.perf_counter() - started, validated[-1] if validated else None
     return TrainResult(run.update, len(summaries.epochs), last.get("raw_loss_mean"), validation, seconds)
 
 
+def _saved(folder: Path, listener: Listener) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint of a run folder."""
+    newest, damaged = checkpoint.newest(folder)
+    for passed in damaged:
+        listener.message(f"warning: {passed.name} is damaged and is passed over")
+    return None if newest is None else checkpoint.load(newest)
+
+
 def _build(
     config: TrainConfig,
     folder: Path,
+    accelerator: Accelerator,
     objective: Objective,
     training_set: Dataset[Tensor],
     listener: Listener,
-    device: str,
 ) -> Run:
-    accelerator = make_accelerator(device, config.training.precision)
     samples = len(training_set)  # type: ignore[arg-type]
-    batch = config.training.batch_size * config.training.accumulation * accelerator.num_processes
-    clock = Clock(samples, batch, config)
+    clock = Clock(
+        samples, config.training.batch_size * config.training.accumulation * accelerator.num_processes, config
+    )
     objective.to(accelerator.device)
-    averages = build_averages(objective.network, config.ema)
-    prepared, optimizer = accelerator.prepare(objective, build_optimizer(objective, config.training))
+    prepared, optimizer = prepare(
+        accelerator, objective, objective.network, build_optimizer(objective, config.training)
+    )
     return Run(
         config=config,
         folder=folder,
@@ -198,7 +204,7 @@ def _build(
         objective=prepared,
         bare=objective,
         optimizer=optimizer,
-        averages=averages,
+        averages=build_averages(objective.network, config.ema),
         guards=Guards(config.guards),
         clock=clock,
         listener=listener,
@@ -206,18 +212,12 @@ def _build(
     )
 
 
-def _resume(run: Run) -> None:
-    newest, damaged = checkpoint.newest(run.folder)
-    for folder in damaged:
-        run.listener.message(f"warning: {folder.name} is damaged and is passed over")
-    if newest is None:
-        return
-    saved = checkpoint.load(newest)
-    run.bare.network.load_state_dict(saved.model)
-    run.bare.load_state_dict(saved.state.get("objective", {}), strict=False)
+def _resume(run: Run, saved: checkpoint.Checkpoint) -> None:
+    load_weights(run.bare.network, saved.model)
+    load_weights(run.bare, saved.state.get("objective", {}), strict=False)
     for decay, average in run.averages.items():
         average.load(saved.averages[decay])
-    run.optimizer.load_state_dict(saved.state["optimizer"])
+    load_optimizer(run.optimizer, saved.state["optimizer"])
     run.guards.restore(saved.state["guards"])
     run.epoch.restore(saved.state["epoch"])
     run.update = saved.update
@@ -225,28 +225,39 @@ def _resume(run: Run) -> None:
 
 
 def _save(run: Run) -> None:
-    if not run.accelerator.is_main_process:
-        return
-    checkpoint.save(
-        run.folder,
-        checkpoint.Checkpoint(
-            update=run.update,
-            model=run.bare.network.state_dict(),
-            averages={decay: average.weights for decay, average in run.averages.items()},
-            state={
-                "optimizer": run.optimizer.state_dict(),
-                "objective": run.bare.own_state(),
-                "guards": run.guards.state(),
-                "epoch": run.epoch.state(),
-            },
-        ),
-        keep=run.config.intervals.keep_checkpoints,
-        keep_every=run.config.intervals.keep_every,
+    """Write a checkpoint; the other processes wait, or one that ends would have the launcher end this one."""
+    state = whole_tree(
+        {
+            "model": run.bare.network.state_dict(),
+            "averages": {decay: average.weights for decay, average in run.averages.items()},
+            "optimizer": run.optimizer.state_dict(),
+            "objective": run.bare.own_state(),
+        }
     )
+    if run.accelerator.is_main_process:
+        checkpoint.save(
+            run.folder,
+            checkpoint.Checkpoint(
+                update=run.update,
+                batch=run.clock.batch,
+                healthy=run.guards.healthy,
+                model=state["model"],
+                averages=state["averages"],
+                state={
+                    "optimizer": state["optimizer"],
+                    "objective": state["objective"],
+                    "guards": run.guards.state(),
+                    "epoch": run.epoch.state(),
+                },
+            ),
+            keep=run.config.intervals.keep_checkpoints,
+            keep_every=run.config.intervals.keep_every,
+        )
+    run.accelerator.wait_for_everyone()
 
 
-def _update(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float]:
-    """One optimiser update over `accumulation` micro-batches; returns the record and the gradient norm."""
+def _update(run: Run, batches: Iterator[Batch], signal_number: int) -> tuple[Heard, float]:
+    """One update over `accumulation` micro-batches; returns what all processes heard, and the gradient norm."""
     training = run.config.training
     lr = learning_rate(run.update, run.clock.updates, training)
     for group in run.optimizer.param_groups:
@@ -256,25 +267,30 @@ def _update(run: Run, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], floa
     records: list[dict[str, Tensor]] = []
     for micro in range(training.accumulation):
         x, draws, progress = next(batches)
+        # For what a network draws itself; after `next`, for a loader that starts takes a number, too.
+        torch.manual_seed(keyed_seed(training.seed, "network", run.update, micro, run.accelerator.process_index))
         last = micro == training.accumulation - 1
         with _synchronising(run, last):
-            loss = run.objective(x, *draws, progress=progress)
+            with run.accelerator.autocast():
+                loss = run.objective(x, *draws, progress=progress)
             run.accelerator.backward(loss.value / training.accumulation)
         records.append(loss.record)
     clip = training.clip if training.clip is not None else math.inf
     probe = StepProbe(run.bare.network) if run.closes_epoch(run.update + 1) else None
-    norm = float(run.accelerator.clip_grad_norm_(run.objective.parameters(), clip))
+    norm = float(whole(run.accelerator.clip_grad_norm_(run.objective.parameters(), clip)))
     run.update += 1
     record = {name: torch.cat([r[name] for r in records]) for name in records[0]}
-    if math.isfinite(norm) and bool(torch.isfinite(record["raw"]).all()):
+    heard = exchange(run.accelerator, record, signal_number)
+    if math.isfinite(norm) and bool(torch.isfinite(heard.record["raw"]).all()):
         run.optimizer.step()
+        run.guards.accept()
     else:
         run.listener.message("warning: " + run.guards.skip_nonfinite(run.update))
     if probe is not None:
         run.epoch.close(probe.figures())
     for average in run.averages.values():  # after a skipped update too, or an average would lose a whole period
         average.update(run.bare.network, run.update, run.clock.batch)
-    return record, norm
+    return heard, norm
 
 
 def _synchronising(run: Run, last: bool) -> Any:
@@ -282,15 +298,10 @@ def _synchronising(run: Run, last: bool) -> Any:
     return nullcontext() if last else run.accelerator.no_sync(run.objective)
 
 
-def _observe(run: Run, record: dict[str, Tensor], started: float, first: int) -> None:
-    moving = record["moving"].bool()
-    fm, mf = record["raw"][~moving], record["raw"][moving]
-    try:
-        warning = run.guards.observe(float(fm.mean()) if len(fm) else None, float(mf.mean()) if len(mf) else None)
-    except GuardError:
-        _save_failure(run)
-        raise
-    if warning:
+def _observe(run: Run, record: dict[str, Tensor], norm: float, started: float, first: int) -> None:
+    """Show an update to the guards and to the listener."""
+    shown = step_figures(record)
+    if warning := run.guards.observe(shown["raw_fm"], shown["raw_mf"]):
         run.listener.message(f"warning: {warning}")
     seconds, done = time.perf_counter() - started, run.update - first
     run.listener.step(
@@ -298,19 +309,28 @@ def _observe(run: Run, record: dict[str, Tensor], started: float, first: int) ->
             "update": run.update,
             "updates": run.clock.updates,
             "epoch": (run.update - 1) // run.clock.epoch_updates + 1,
-            "raw_loss": float(record["raw"].mean()),
-            "loss": float(record["weighted"].mean()),
+            **shown,
+            "grad_norm": norm,
             "lr": run.optimizer.param_groups[0]["lr"],
             "images_per_s": done * run.clock.batch / max(seconds, 1e-9),
+            "seconds_per_update": seconds / done,
             "eta_s": seconds / done * (run.clock.updates - run.update),
+            "memory_bytes": peak_memory(run.accelerator.device),
+            "guards": run.guards.figures(),
         }
     )
 
 
-def _save_failure(run: Run) -> None:
-    """Keep the epoch's figures of a run that a guard ends; its weights are not worth a checkpoint."""
-    if run.accelerator.is_main_process and run.epoch.records:
-        write_json(run.folder / "diagnostics/halted.json", _figures(run))
+@contextmanager
+def _halting(run: Run) -> Iterator[None]:
+    """Where a guard ends the run, keep the epoch's figures, not the weights, and name the last good ones."""
+    try:
+        yield
+    except GuardError as error:
+        figures = _figures(run) if run.epoch.records else None
+        if figures and run.accelerator.is_main_process:
+            write_json(run.folder / "diagnostics/halted.json", figures)
+        raise GuardError(f"{error.message}; {checkpoint.last_good(run.folder)}", error.hint) from error
 
 
 def _figures(run: Run) -> dict[str, Any]:
@@ -321,11 +341,11 @@ def _figures(run: Run) -> dict[str, Any]:
     figures["sampling"]["expected"] = expected_sampling(config.times, config.objective, progress)
     figures["ema_divergence"] = relative_distance(run.selected.weights.values(), run.bare.network.parameters())
     figures["learning_rate"] = run.optimizer.param_groups[0]["lr"]
-    figures["guards"] = {"warned": run.guards.warned, "skipped_updates": run.guards.nonfinite}
+    figures["guards"] = run.guards.figures()
     return figures
 
 
-def _end_epoch(run: Run, summaries: Summaries, board: TensorBoard | None, validation_set: Dataset[Tensor]) -> None:
+def _end_epoch(run: Run, summaries: Summaries, validation_set: Dataset[Tensor]) -> None:
     config, device, summary = run.config, run.accelerator.device, _figures(run)
     number, last = summary["epoch"], run.update == run.clock.updates
     summary |= {"val_loss": None, "val_raw_loss": None, "per_channel_loss": None}
@@ -333,14 +353,13 @@ def _end_epoch(run: Run, summaries: Summaries, board: TensorBoard | None, valida
         summary |= validate(run.bare, run.selected, validation_set, config, device)
     if last or number % config.intervals.diagnostics == 0:
         summary["per_channel_loss"] = channel_raw_losses(run.bare, validation_set, config, device)
+    due = last or number % config.intervals.samples == 0
+    samples = fixed_samples(run.bare, run.selected, config, run.feed.shape, device) if due else None
+    summary["generated_samples"] = describe_samples(samples) if samples else None
+    weights = whole_tree(run.selected.weights) if summary["val_raw_loss"] is not None else {}
     if run.accelerator.is_main_process:
-        due = last or number % config.intervals.samples == 0
-        samples = fixed_samples(run.bare, run.selected, config, run.feed.shape, device) if due else None
-        summary["generated_samples"] = describe_samples(samples) if samples else None
-        checkpoint.keep_best(run.folder, run.update, config.ema.selected, summary["val_raw_loss"], run.selected.weights)
+        checkpoint.keep_best(run.folder, run.update, config.ema.selected, summary["val_raw_loss"], weights)
         summaries.add(summary)
-        if board:
-            board.write(summary)
         run.listener.epoch(summaries.epochs)
         if samples:
             run.listener.samples(number, samples)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from neuromf.errors import UserError
@@ -134,24 +138,60 @@ def _line(summary: dict[str, Any]) -> str:
     return json.dumps(summary, allow_nan=False)
 
 
+def numbers(summary: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """All numbers of a summary by name, nested ones as `group/name` and `list/0`; epoch and step are left out.
+
+    Example:
+        >>> numbers({"epoch": 3, "val_loss": None, "sampling": {"t_mean": 0.4}, "raw_loss_by_t": [1.0, 2.0]})
+        {'sampling/t_mean': 0.4, 'raw_loss_by_t/0': 1.0, 'raw_loss_by_t/1': 2.0}
+    """
+    found: dict[str, float] = {}
+    for name, value in summary.items():
+        if isinstance(value, list):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name not in {"epoch", "global_step"}:
+            found[prefix + name] = float(value)
+    return found
+
+
 class TensorBoard:
-    """Scalars of every epoch in `logs/`."""
+    """The figures of every epoch, the settings and the pictures of samples, in `logs/`.
+
+    Args:
+        run: the run folder.
+        start: updates done before; what an earlier session wrote beyond them is hidden, for it will be redone.
+    """
 
     def __init__(self, run: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "logs"), purge_step=start)
+        self.start = start
+        # The event of the update that was saved stays: `purge_step` is the first step to go.
+        self.writer = SummaryWriter(str(run / "logs"), purge_step=start + 1)
 
-    def write(self, summary: dict[str, Any], prefix: str = "") -> None:
-        """All numbers of a summary, nested ones as `group/name` and `list/0`."""
-        for name, value in summary.items():
-            if isinstance(value, list):
-                value = {str(index): item for index, item in enumerate(value)}
-            if isinstance(value, dict):
-                self.write({**value, "global_step": summary["global_step"]}, f"{prefix}{name}/")
-            elif isinstance(value, int | float) and name not in {"epoch", "global_step"}:
-                self.writer.add_scalar(f"{prefix}{name}", value, summary["global_step"])
+    def settings(self, text: str) -> None:
+        """The resolved settings of this session, as YAML."""
+        self.writer.add_text("settings", f"```yaml\n{text.strip()}\n```", self.start + 1)
+
+    def write(self, summary: Mapping[str, Any]) -> None:
+        """All numbers of a summary."""
+        for name, value in numbers(summary).items():
+            self.writer.add_scalar(name, value, summary["global_step"])
+        self.writer.flush()  # or a killed run loses up to two minutes of them
+
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """A picture that lies in the run folder."""
+        self.writer.add_image(name, pixels(file), step, dataformats="HWC")
+        self.writer.flush()
 
     def close(self) -> None:
         """Flush and close the event file."""
         self.writer.close()
+
+
+def pixels(file: Path) -> NDArray[np.uint8]:
+    """A picture file as (rows, columns, 3)."""
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))

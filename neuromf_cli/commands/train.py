@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from neuromf.launch import join_slurm, process_rank
 from neuromf_cli import console, options
 from neuromf_cli.progress import progress
 
@@ -26,7 +27,14 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Only algorithms that give the same bits each time; slower.")
     ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", metavar="wandb|mlflow", help="Also send figures and samples there; may be repeated."),
+    ] = None,
     dry_run: options.DryRun = False,
+    time_step: Annotated[
+        bool, typer.Option("--time-step", help="As --dry-run, with a few updates made to see how long it will take.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -40,12 +48,20 @@ def train(
     """
     from neuromf import config as settings
 
-    resolved = settings.load(preset, overrides or (), config)
+    join_slurm()
+    tracking = [f"tracking.to=[{', '.join(track)}]"] if track else []
+    resolved = settings.load(preset, [*(overrides or ()), *tracking], config)
     run = ctx.params["out"] = out or Path("runs") / resolved.preset
     from neuromf.pipeline import train as pipeline
 
+    if time_step:
+        from neuromf.pipeline.time_step import time_step as measure
+
+        with progress(quiet or json) as show:
+            timed = measure(resolved, data, device=device, progress=show)
+        return console.result(timed, json)
     if dry_run:
         return console.result(pipeline.plan(resolved, data, device=device), json)
-    with progress(quiet) as show:
+    with progress(quiet or process_rank() > 0) as show:
         done = pipeline.train(resolved, data, run, device=device, deterministic=deterministic, listener=show)
-    return console.result(done, json)
+    return console.result(done, json) if process_rank() == 0 else None

@@ -23,6 +23,7 @@ from neuromf.files import read_json
 from neuromf.models.unet import MaisiUNet
 from neuromf.training import checkpoint
 from neuromf.training.loop import train
+from neuromf.training.processes import make_accelerator
 from neuromf.training.telemetry import SUMMARY
 
 SUBJECTS, HELD_BACK, SIDE, BLOCK = 12, 4, 32, 4
@@ -89,7 +90,8 @@ def run(folder: Path, latents: torch.Tensor, epochs: int, stop: int | None = Non
         1, channels=(8, 16), attention_levels=(False, False), head_channels=8, res_blocks=1, norm_groups=4
     )
     recorder, training, held_back = Recorder(stop), Items(latents[:SUBJECTS]), Items(latents[SUBJECTS:])
-    train(settings(epochs), folder, network, training, held_back, recorder, device="cpu")
+    accelerator = make_accelerator("cpu", "fp32")
+    train(settings(epochs), folder, network, training, held_back, recorder, accelerator=accelerator)
     return recorder
 
 

@@ -14,6 +14,7 @@ import neuromf
 from neuromf import config
 from neuromf.data.latents import load_latent_folder_info
 from neuromf.errors import Interrupted, UserError
+from neuromf.files import read_json, write_json
 from neuromf.pipeline.train import plan, train
 
 # The smallest network there is.
@@ -100,44 +101,44 @@ def test_run_that_cannot_fit_proposes_the_small_preset(
     assert "imf-xpred-small" in caught.value.hint
 
 
-def test_plan_counts_parameters_updates_and_disk(small: list[str], latents: Path) -> None:
-    settings = config.load("imf-xpred", small)
-    expected = plan(settings, latents)
-    assert expected.updates == 12
-    assert expected.subjects == len(load_latent_folder_info(latents).splits["train"])
-    # weights, one average and two moments, in float32, for the two kept checkpoints and one being written
-    assert expected.disk_bytes == expected.memory.parameters * 4 * (4 * 3 + 1)
-    kept = plan(config.load("imf-xpred", [*small, "intervals.keep_every=4"]), latents, device="cpu")
-    assert kept.disk_bytes == expected.memory.parameters * 4 * (4 * (3 + 3) + 1)
-    assert json.dumps(expected.to_dict())
-
-
-def test_flipped_copies_are_asked_for_in_vain(small: list[str], latents: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs flipped copies") as caught:
-        train(config.load("imf-xpred", [*small, "training.flip=true"]), latents, tmp_path / "run")
-    assert "--flip-copies" in caught.value.hint
+def test_copies_are_asked_for_in_vain(small: list[str], latents: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs copies of the training scans") as caught:
+        train(config.load("imf-xpred", [*small, "training.augmentation=true"]), latents, tmp_path / "run")
+    assert "--copies N or --flip-copies" in caught.value.hint
 
 
 @pytest.fixture(scope="module")
-def flipped(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copied(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from neuromf.data.preprocessing import Preprocessing
     from neuromf.models.autoencoder import load_autoencoder
     from neuromf.pipeline.encode import encode
 
-    folder = tmp_path_factory.mktemp("flipped") / "latents"
+    folder = tmp_path_factory.mktemp("copied") / "latents"
     spec = Preprocessing(size=(16, 16, 16), spacing_mm=12.0, centre="grid")
-    encode([heads], folder, autoencoder=load_autoencoder("haar"), preprocessing=spec, flip_copies=True)
+    encode([heads], folder, autoencoder=load_autoencoder("haar"), preprocessing=spec, flip_copies=True, copies=1)
     return folder
 
 
-@pytest.mark.parametrize(("flip", "latents"), [("auto", 20), ("false", 10)])
-def test_flipped_copies_count_in_the_length_of_an_epoch(flipped: Path, tmp_path: Path, flip: str, latents: int) -> None:
-    words = [*TINY, "training.epochs=1", "training.batch_size=1", f"training.flip={flip}"]
+@pytest.mark.parametrize(("augmentation", "latents"), [("auto", 30), ("false", 10)])
+def test_copies_count_in_the_length_of_an_epoch(copied: Path, tmp_path: Path, augmentation: str, latents: int) -> None:
+    words = [*TINY, "training.epochs=1", "training.batch_size=1", f"training.augmentation={augmentation}"]
     settings, heard = config.load("imf-xpred", words), Ears()
-    assert plan(settings, flipped).updates == latents
-    assert train(settings, flipped, tmp_path / "run", device="cpu").updates == latents
-    train(settings, flipped, tmp_path / "run", device="cpu", listener=heard)
+    expected = plan(settings, copied)
+    assert (expected.subjects, expected.latents, expected.updates) == (10, latents, latents)
+    assert ("30 with their copies" in "\n".join(expected.lines())) == (latents == 30)
+    assert train(settings, copied, tmp_path / "run", device="cpu").updates == latents
+    train(settings, copied, tmp_path / "run", device="cpu", listener=heard)
     assert any("already finished" in text for text in heard.messages)
+
+
+def test_a_run_is_not_continued_on_more_copies(copied: Path, tmp_path: Path) -> None:
+    words = [*TINY, "training.updates=1", "training.batch_size=1"]
+    without = tmp_path / "latents"
+    shutil.copytree(copied, without)
+    write_json(without / "dataset.json", read_json(without / "dataset.json") | {"copies": 0})
+    train(config.load("imf-xpred", words), without, tmp_path / "run", device="cpu")
+    with pytest.raises(UserError, match="was trained on other latents"):
+        train(config.load("imf-xpred", words), copied, tmp_path / "run", device="cpu")
 
 
 # --- what does not fit the latents -------------------------------------------------------------------------------

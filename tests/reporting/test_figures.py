@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from neuromf.errors import UserError
+from neuromf.reporting import figures
 from neuromf.reporting.figures import (
     comparison_sheet,
     curves,
@@ -82,6 +83,18 @@ def test_pictures_are_written_and_named_png(tmp_path) -> None:
         with Image.open(path) as image:
             assert image.format == "PNG"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.png", "h.png", "m.png", "p.png", "s.png"]
+
+
+def test_curves_take_a_logarithmic_axis_where_it_shows_more(tmp_path, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    values = {"wide": [1, 100], "narrow": [1, 2], "negative": [-1, 100], "none": [], "not asked": [1, 100]}
+    panels = {title: {"a": (range(len(y)), y), "b": (range(len(y)), y)} for title, y in values.items()}
+    curves(panels, tmp_path / "c.png", log_y=["wide", "narrow", "negative", "none"], levels={"narrow": 1.5})
+    axes = drawn[0].axes
+    assert [one.get_yscale() for one in axes[:5]] == ["log", "linear", "linear", "linear", "linear"]
+    assert [len(one.lines) for one in axes[:5]] == [2, 3, 2, 2, 2]
+    assert not axes[5].get_visible()
 
 
 def test_nothing_to_draw_is_refused(tmp_path) -> None:

@@ -16,11 +16,13 @@ from neuromf.training.checkpoint import Best, Checkpoint
 POSIX = pytest.mark.skipif(os.name != "posix", reason="size limits of POSIX systems")
 
 
-def at(update: int) -> Checkpoint:
+def at(update: int, healthy: bool = True) -> Checkpoint:
     """A checkpoint whose every number is `update`."""
     full = lambda: {"layer.weight": torch.full((3, 2), float(update)), "bias": torch.full((2,), float(update))}
     return Checkpoint(
         update,
+        8,
+        healthy,
         full(),
         {"0.9": full(), "0.9995": full()},
         {"optimizer": {"lr": 0.1, "n": update}, "epoch": [(1.0, True)]},
@@ -56,6 +58,16 @@ def test_every_so_many_updates_one_stays_for_good(tmp_path):
     for update in (5, 10, 15, 20, 25):
         checkpoint.save(tmp_path, at(update), keep=1, keep_every=10)
     assert steps(tmp_path) == ["step_00000010", "step_00000020", "step_00000025"]
+
+
+def test_the_last_one_from_before_a_divergence_stays(tmp_path):
+    assert "no checkpoint" in checkpoint.last_good(tmp_path)
+    for update, healthy in ((5, True), (10, True), (15, False), (20, False), (25, False)):
+        checkpoint.save(tmp_path, at(update, healthy), keep=2)
+    assert [folder.name[-2:] for folder in sorted((tmp_path / checkpoint.FOLDER).iterdir())] == ["10", "20", "25"]
+    assert "step_00000010" in checkpoint.last_good(tmp_path)
+    checkpoint.save(tmp_path, at(30), keep=2)
+    assert [folder.name[-2:] for folder in sorted((tmp_path / checkpoint.FOLDER).iterdir())] == ["25", "30"]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path):
@@ -109,7 +121,7 @@ weights = {"a": torch.ones(3)}
 for update in (5, 10):
     if update == 10:
         checkpoint.torch.save = lambda *_: os._exit(9)
-    checkpoint.save(Path(sys.argv[1]), checkpoint.Checkpoint(update, weights, {}, {}), keep=1)
+    checkpoint.save(Path(sys.argv[1]), checkpoint.Checkpoint(update, 8, True, weights, {}, {}), keep=1)
 """
 
 FULL_DISK = """
@@ -119,7 +131,7 @@ from neuromf.errors import UserError
 from neuromf.training import checkpoint
 big = {"a": torch.zeros(100_000)}
 part = sys.argv[2]
-saved = checkpoint.Checkpoint(10, big if part == "model" else {}, {}, big if part == "state" else {})
+saved = checkpoint.Checkpoint(10, 8, True, big if part == "model" else {}, {}, big if part == "state" else {})
 checkpoint.save(Path(sys.argv[1]), saved._replace(update=5), keep=1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from neuromf.conditions import Condition
 from neuromf.config import TrainConfig
-from neuromf.training.feed import Batch, Clock, Feed, labels_of
+from neuromf.training.feed import Batch, Clock, Feed, deal, labels_of
 
 CPU = torch.device("cpu")
 SHAPE = (2, 3, 3, 3)
@@ -60,17 +60,39 @@ def same(a: Batch, b: Batch) -> bool:
     return len(pairs) == 10 and all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in pairs)
 
 
+def by_noise(batches: list[Batch]) -> list[tuple]:
+    """Every sample's image, draws and progress; noise tells samples apart."""
+    rows = []
+    for batch in batches:
+        values = [v for v in flat(batch) if isinstance(v, torch.Tensor)]
+        rows += [tuple(v[i].flatten().tolist() for v in values) + (batch.progress,) for i in range(len(batch.x))]
+    return sorted(rows, key=lambda row: row[1])
+
+
 @pytest.mark.parametrize("shape", [SHAPE, (4, 1, 1, 1)])
 @pytest.mark.parametrize("update", [0, 5])
-def test_two_processes_see_together_what_one_with_twice_the_batch_sees(update, shape):
-    alone = feed(batch=6, dataset=Numbers(shape)).batches(update)
-    first, second = (feed(rank, 2, batch=3, dataset=Numbers(shape)).batches(update) for rank in (0, 1))
-    for one, a, b in zip(alone, first, second, strict=True):
-        for whole, *parts in zip(flat(one), flat(a), flat(b), strict=True):
-            if isinstance(whole, float):
-                assert parts == [whole, whole]
-            else:
-                assert torch.equal(whole, torch.cat(parts))
+@pytest.mark.parametrize(("world", "batch", "accumulation"), [(2, 6, 1), (1, 3, 4), (2, 2, 3), (4, 3, 1)])
+def test_an_update_is_the_same_however_it_is_shared(shape, update, world, batch, accumulation):
+    """Processes and micro-batches get the samples of one process's batch of 12 between them, draws and all."""
+    alone = list(feed(batch=12, accumulation=1, dataset=Numbers(shape)).batches(update))
+    parts = [
+        list(feed(rank, world, batch=batch, accumulation=accumulation, dataset=Numbers(shape)).batches(update))
+        for rank in range(world)
+    ]
+    for u, whole in enumerate(alone):
+        shared = [b for part in parts for b in part[u * accumulation : (u + 1) * accumulation]]
+        assert all(len(b.x) == batch for b in shared)
+        assert by_noise(shared) == by_noise([whole])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_every_part_of_an_update_gets_its_share_of_the_costly_samples(parts):
+    moving = torch.rand(12, generator=torch.Generator().manual_seed(3)) < 0.4
+    shares = deal(moving, parts)
+    assert sorted(torch.cat(shares).tolist()) == list(range(12))
+    counts = [int(moving[at].sum()) for at in shares]
+    assert max(counts) - min(counts) <= 1
+    assert all(at.tolist() == sorted(at.tolist()) for at in shares)
 
 
 def test_a_run_that_goes_on_sees_the_batches_of_the_one_that_never_stopped():
@@ -84,17 +106,6 @@ def test_a_run_that_goes_on_sees_the_batches_of_the_one_that_never_stopped():
     assert list(feed().batches(UPDATES)) == []
 
 
-def test_accumulation_splits_the_images_of_an_update_and_nothing_else():
-    """Two micro-batches of 3 have the images and the noise of one of 6; the progress is the update's."""
-    together, apart = list(feed(batch=6, accumulation=1).batches(0)), list(feed(batch=3, accumulation=2).batches(0))
-    for i, whole in enumerate(together):
-        parts = apart[2 * i : 2 * i + 2]
-        assert torch.equal(whole.x, torch.cat([p.x for p in parts]))
-        assert torch.equal(whole.draws.eps, torch.cat([p.draws.eps for p in parts]))
-        assert torch.equal(whole.draws.condition.label, torch.cat([p.draws.condition.label for p in parts]))
-        assert [p.progress for p in parts] == [whole.progress] * 2
-
-
 def test_the_progress_is_the_share_of_finished_updates():
     assert [batch.progress for batch in feed().batches(7)] == pytest.approx([7 / 9, 7 / 9, 8 / 9, 8 / 9])
 
@@ -105,7 +116,7 @@ def test_classes_stay_with_their_images():
 
 
 def test_every_image_is_seen_equally_often():
-    seen = torch.cat([batch.x[:, 0, 0, 0, 0] for batch in feed().batches(0)])
+    seen = torch.cat([batch.x[:, 0, 0, 0, 0] for batch in feed(accumulation=1).batches(0)])
     assert sorted(seen[:COUNT].tolist()) == list(range(COUNT))
     counts = torch.bincount(seen.long())
     assert counts.max() - counts.min() <= 1

@@ -40,6 +40,14 @@ def test_a_hundred_times_ends_the_run(losses):
     assert caught.value.exit_code == 3
 
 
+def test_a_run_that_diverges_at_once_is_caught_as_soon_as_there_is_a_window():
+    guards = Guards(GuardsConfig())
+    assert feed(guards, 1.0, 1.0, 8) == []
+    with pytest.raises(GuardError, match="1000 times"):
+        feed(guards, 1000.0, 1.0, WINDOW)
+    assert guards.updates == WINDOW
+
+
 def test_the_median_decides_so_single_peaks_do_not():
     guards = started()
     for _ in range(20):
@@ -81,3 +89,46 @@ def test_the_memory_survives_a_restart():
     assert resumed == guards
     with pytest.raises(GuardError):
         feed(resumed, 200.0, 1.0)
+
+
+def test_a_loss_that_has_not_begun_to_fall_is_said_once():
+    guards = started(stuck_after=200)
+    texts = feed(guards, 0.99, 0.5, 400)
+    assert len(texts) == 1
+    assert "raw fm loss has not fallen in 200 updates (0.99 against 1)" in texts[0]
+    assert guards.verdict == guards.figures()["state"] == "stuck"
+    assert feed(guards, 0.5, 0.5) == []
+    assert guards.verdict == "ok"
+
+
+@pytest.mark.parametrize(("settings", "loss"), [({"stuck_after": 200}, 0.9), ({"stuck_after": None}, 1.0)])
+def test_a_loss_that_falls_is_not_stuck_and_nobody_has_to_look(settings, loss):
+    guards = started(**settings)
+    assert feed(guards, loss, loss, 400) == []
+    assert guards.verdict == "ok"
+
+
+def test_weights_are_worth_keeping_while_updates_are_made_and_their_loss_is_usual():
+    guards = Guards(GuardsConfig())
+    assert feed(guards, 1.0, None, 3) == []
+    assert guards.healthy
+    guards.skip_nonfinite(4)
+    assert guards.verdict == "non-finite"
+    assert not guards.healthy
+    guards.accept()
+    assert guards.healthy
+    feed(guards, 1e5, None, 1)
+    assert (guards.verdict, guards.healthy) == ("diverging", False)
+
+
+def test_the_verdict_follows_the_loss_and_travels_in_the_checkpoint():
+    guards = started()
+    feed(guards, 11.0, 1.0)
+    assert guards.verdict == "diverging"
+    other = Guards(GuardsConfig())
+    other.restore(guards.state())
+    assert other == guards
+    assert other.figures()["ratio_fm"] == pytest.approx(11)
+    feed(other, 1.0, 1.0)
+    assert other.verdict == "ok"
+    assert other.warned

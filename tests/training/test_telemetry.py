@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neuromf.files import read_json, write_text
-from neuromf.training.telemetry import SUMMARY, Epoch, Summaries, TensorBoard
+from neuromf.training.telemetry import SUMMARY, Epoch, Summaries, TensorBoard, numbers
 
 FIGURES = (
     "raw", "weighted", "denominator", "r", "t", "u_norm", "V_norm", "v_norm", "v_tilde_norm", "jvp_norm",
@@ -147,16 +151,57 @@ def test_a_damaged_array_does_not_stop_a_run(tmp_path):
     assert read_json(tmp_path / SUMMARY) == [numbered(4)]
 
 
-def test_tensorboard_gets_every_number(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_numbers_are_flat_and_of_one_kind():
+    found = numbers({"epoch": 1, "global_step": 2, "a": 1, "b": {"c": True, "d": [0.5, None]}, "e": "text", "f": None})
+    assert found == {"a": 1.0, "b/c": 1.0, "b/d/0": 0.5}
+    assert all(type(value) is float for value in found.values())
 
+
+def events(folder) -> EventAccumulator:
+    return EventAccumulator(str(folder / "logs")).Reload()
+
+
+def test_tensorboard_gets_every_number(tmp_path):
     board = TensorBoard(tmp_path, 0)
     for epoch in (1, 2):
         board.write(numbered(epoch))
     board.close()
-    events = EventAccumulator(str(tmp_path / "logs")).Reload()
-    assert set(events.Tags()["scalars"]) == {"raw_loss_mean", "nested/a", "nested/b/0"}
-    assert [(e.step, e.value) for e in events.Scalars("raw_loss_mean")] == [(10, 1.0), (20, 0.5)]
+    found = events(tmp_path)
+    assert set(found.Tags()["scalars"]) == {"raw_loss_mean", "nested/a", "nested/b/0"}
+    assert [(e.step, e.value) for e in found.Scalars("raw_loss_mean")] == [(10, 1.0), (20, 0.5)]
+
+
+def test_a_killed_session_leaves_its_epochs_in_tensorboard(tmp_path):
+    board = TensorBoard(tmp_path, 0)
+    board.write(numbered(1))
+    assert [e.step for e in events(tmp_path).Scalars("raw_loss_mean")] == [10]  # not closed
+    board.close()
+
+
+@pytest.mark.parametrize(("saved", "redone"), [(20, [3]), (25, [3]), (10, [2, 3]), (9, [1, 2, 3])])
+def test_a_resumed_run_has_every_point_once(tmp_path, saved, redone):
+    for start, epochs in ((0, [1, 2, 3]), (saved, redone)):
+        board = TensorBoard(tmp_path, start)
+        for epoch in epochs:
+            board.write(numbered(epoch))
+        board.close()
+    assert [e.step for e in events(tmp_path).Scalars("raw_loss_mean")] == [10, 20, 30]
+
+
+def test_tensorboard_holds_the_settings_and_pictures(tmp_path):
+    rows = np.zeros((4, 6, 3), dtype=np.uint8)
+    rows[0, 0] = 255, 128, 0
+    Image.fromarray(rows).save(tmp_path / "picture.png")
+    board = TensorBoard(tmp_path, 0)
+    board.settings("training:\n  lr: 0.1\n")
+    board.picture("samples/decoded", tmp_path / "picture.png", 10)
+    board.close()
+    found = events(tmp_path)
+    (text,) = found.Tensors("settings/text_summary")
+    assert text.tensor_proto.string_val[0].decode() == "```yaml\ntraining:\n  lr: 0.1\n```"
+    (image,) = found.Images("samples/decoded")
+    assert (image.step, image.width, image.height) == (10, 6, 4)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), rows)
 
 
 def test_figures_that_only_some_objectives_have_are_summed_up_where_they_are():
