@@ -117,10 +117,22 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def remove_leftovers(folder: str | Path) -> int:
-    """Delete the temporary files a killed process left in `folder` (not below it); returns how many."""
+def is_leftover(path: Path) -> bool:
+    """Whether this is a temporary file or folder of a process that is writing, or was killed while it did."""
+    return path.name.startswith(_TEMPORARY)
+
+
+def discard_folder(folder: Path) -> None:
+    """Delete a folder that a reader must never see half deleted: it loses its name first."""
+    gone = folder.with_name(_TEMPORARY + folder.name)
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def remove_leftovers(folder: str | Path, *, below: bool = False) -> int:
+    """Delete the temporary files a killed process left in `folder`, and `below` it if asked; returns how many."""
     count = 0
-    for leftover in Path(folder).glob(_TEMPORARY + "*"):
+    for leftover in list((Path(folder).rglob if below else Path(folder).glob)(_TEMPORARY + "*")):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         count += 1
     return count

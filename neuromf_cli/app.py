@@ -82,6 +82,8 @@ def neuromf(
 
 def main() -> None:
     """Entry point of the `neuromf` script."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop reads like Ctrl-C
+    for name in ("SIGTERM", "SIGUSR1"):  # a scheduler's stop reads like Ctrl-C
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     with console.tidy_exit(as_process=True):
         app(prog_name="neuromf")

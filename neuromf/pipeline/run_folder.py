@@ -19,7 +19,7 @@ from neuromf import __version__
 from neuromf.config import TrainConfig, from_yaml
 from neuromf.data.latents import LatentFolderInfo
 from neuromf.errors import UserError
-from neuromf.files import read_json, remove_leftovers, write_json, write_text
+from neuromf.files import is_leftover, read_json, remove_leftovers, write_json, write_text
 from neuromf.launch import process_count
 
 CONFIG_FILE, DATA_FILE, ENVIRONMENT_FILE, RESULT_FILE = "config.yaml", "data.json", "environment.json", "result.json"
@@ -43,13 +43,18 @@ def check_folder(out: Path, config: TrainConfig, description: dict[str, Any]) ->
                 f"{out} was trained on other latents than {description['latents']}",
                 "give the latents it was started with, or another --out",
             )
-    elif out.exists() and any(path.name not in {"neuromf-error.log"} for path in out.iterdir()):
+    elif out.exists() and not all(_expected(path) for path in out.iterdir()):
         raise UserError(f"{out} is not empty and is not a run folder", "give another --out")
 
 
+def _expected(path: Path) -> bool:
+    """Whether a file may lie in a folder that is not claimed yet: a bug's log, or what a killed `claim` left."""
+    return path.name in {"neuromf-error.log", DATA_FILE} or is_leftover(path)
+
+
 def claim(out: Path, config: TrainConfig, description: dict[str, Any]) -> None:
-    """Write config.yaml and data.json: from now on the folder is this run's."""
-    remove_leftovers(out)
+    """Write data.json, then config.yaml: from now on the folder is this run's. What a kill left half written goes."""
+    remove_leftovers(out, below=True)
     write_json(out / DATA_FILE, description)
     write_text(out / CONFIG_FILE, config.to_yaml())
 

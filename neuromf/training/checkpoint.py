@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neuromf.errors import UserError
-from neuromf.files import atomic_path, read_json, remove_leftovers, sha256_file, write_json
+from neuromf.files import atomic_path, discard_folder, read_json, remove_leftovers, sha256_file, write_json
 
 FOLDER, BEST = "checkpoints", "best.safetensors"
 FORMAT = 1
@@ -93,18 +92,18 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, keep_every: int | None = 
                 "sha256": digests,
             },
         )
-    _rotate(target, keep, keep_every)
+    rotate(target, keep, keep_every)
     return target
 
 
-def _rotate(newest: Path, keep: int, keep_every: int | None) -> None:
+def rotate(newest: Path, keep: int, keep_every: int | None) -> None:
     """Drop what is neither among the newest, nor to stay for good, nor the last from before a divergence."""
     # Later ones can only be damaged ones that a resume passed over: they must not crowd out the good.
     folders = [folder for folder in sorted(newest.parent.glob("step_*")) if folder.name <= newest.name]
     good = last_healthy(newest.parent.parent)
     for old in folders[:-keep]:
         if old != good and (keep_every is None or int(old.name.removeprefix("step_")) % keep_every):
-            shutil.rmtree(old)
+            discard_folder(old)
 
 
 def last_healthy(run: Path) -> Path | None:

@@ -144,6 +144,12 @@ def train(
     run = _build(config, folder, accelerator, objective, training_set, listener)
     if saved is not None:
         _resume(run, saved)
+        if accelerator.is_main_process:  # a kill may have come between the last checkpoint and this
+            checkpoint.rotate(
+                checkpoint.folder_of(folder, saved.update),
+                config.intervals.keep_checkpoints,
+                config.intervals.keep_every,
+            )
     started, first = time.perf_counter(), run.update
     summaries = Summaries(folder, run.update)
     batches = run.feed.batches(run.update)
