@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuromf.conditions import Condition
+from neuromf.models.small_grids import for_small_grids
 
 Conditioning = Literal["t+h", "r+t", "h", "t", "decoupled"]
 
@@ -138,6 +139,7 @@ class MaisiUNet(nn.Module):
             self.guidance_embed = _embedder(3 * self.width, embedding)
             _zero(self.guidance_embed[-1])
         self.v_head = VelocityHead(channels[0], latent_channels, v_head_blocks, norm_groups) if v_head_blocks else None
+        for_small_grids(self)
 
     def embed(self, r: Tensor, t: Tensor, condition: Condition | None, dtype: torch.dtype) -> Tensor:
         """What every residual block is told: times, class and guidance summed, the spacing beside them.

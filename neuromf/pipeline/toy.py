@@ -6,6 +6,7 @@ The same training loop, draws, objective and sampler as for brains; the data and
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ import torch
 
 from neuromf import config as settings
 from neuromf.config import TrainConfig
+from neuromf.devices import torch_device
 from neuromf.files import read_json, write_json, write_text
 from neuromf.generator import Generator, load
 from neuromf.metrics.torus import ks_uniform
 from neuromf.pipeline.recorder import Silent
-from neuromf.pipeline.toy_problems import Measured, Problem, blob_problem, data_faults, flat_problem
-from neuromf.pipeline.train import TrainingData, train_on
+from neuromf.pipeline.run_folder import RESULT_FILE
+from neuromf.pipeline.toy_jobs import Task, cores, problem_of, train_at_once, train_task
+from neuromf.pipeline.toy_problems import Measured, Problem, data_faults
 from neuromf.reporting.tables import markdown_table
 from neuromf.reporting.torus import torus_figure
 from neuromf.training.objective import Draws, Objective
@@ -57,7 +60,10 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class ToyReport:
-    """What `toy` found; `rows` has a line per run and number of evaluations."""
+    """What `toy` found; `rows` has a line per run and number of evaluations.
+
+    `seconds` are those of each run's last training, `wall_s` those of this call.
+    """
 
     out: Path
     problem: str
@@ -65,6 +71,7 @@ class ToyReport:
     rows: list[dict[str, Any]]
     gates: list[Gate]
     seconds: dict[str, float]
+    wall_s: float
 
     @property
     def failed(self) -> list[str]:
@@ -82,6 +89,7 @@ class ToyReport:
             "gates": [gate._asdict() for gate in self.gates],
             "passed": not self.failed,
             "seconds": self.seconds,
+            "wall_s": self.wall_s,
         }
 
     def lines(self) -> list[str]:
@@ -103,7 +111,7 @@ class ToyReport:
             "",
             markdown_table(gates).rstrip(),
             "",
-            f"look at {self.out / 'figure2.png'} (trained in {sum(self.seconds.values()):.0f} s)",
+            f"look at {self.out / 'figure2.png'} (this took {self.wall_s:.0f} s)",
         ]
 
 
@@ -116,6 +124,7 @@ def toy(
     both: bool = True,
     cells: int = 8,
     device: str = "auto",
+    jobs: int | None = 1,
     progress: Any = None,
 ) -> ToyReport:
     """Train on a torus, sample, and check the gates; the same call continues or repeats the judgement.
@@ -128,6 +137,8 @@ def toy(
         both: also train the other prediction (x or u) with the first seed, for the report.
         cells: per axis of the volumes.
         device: auto, cpu, cuda or mps.
+        jobs: runs trained at a time, each in a process of its own if there are several (a script that calls this
+            then needs the `__main__` guard of multiprocessing); None is one per CPU core, and one on a GPU.
         progress: `message` and `step` of the training listener are used.
 
     Raises:
@@ -136,21 +147,33 @@ def toy(
     listener = progress or Silent()
     chosen = settings.load(preset, overrides).objective.prediction
     wanted = [(chosen, seed) for seed in seeds] + [("u" if chosen == "x" else "x", seeds[0])] * both
+    tasks = [
+        Task(
+            settings.load(preset, [*overrides, f"training.seed={seed}", f"objective.prediction={prediction}"]),
+            out / f"{prediction}-seed{seed}",
+            cells,
+            device,
+        )
+        for prediction, seed in wanted
+    ]
+    began = time.perf_counter()
+    jobs = jobs or (cores() if torch_device(device).type == "cpu" else 1)
+    unfinished = [task for task in tasks if not (task.folder / RESULT_FILE).exists()]
+    if min(jobs, len(unfinished)) > 1:
+        train_at_once(unfinished, jobs, listener)
     trials = []
-    for prediction, seed in wanted:
-        config = settings.load(preset, [*overrides, f"training.seed={seed}", f"objective.prediction={prediction}"])
-        listener.message(f"{prediction}-prediction, seed {seed}")
-        trials.append(_trial(config, out / f"{prediction}-seed{seed}", cells, device, listener))
-    return _finish(out, trials, len(seeds))
+    for task in tasks:
+        listener.message(f"{task.config.objective.prediction}-prediction, seed {task.config.training.seed}")
+        trials.append(_trial(task, listener))
+    return _finish(out, trials, len(seeds), time.perf_counter() - began)
 
 
-def _trial(config: TrainConfig, folder: Path, cells: int, device: str, listener: Any) -> Trial:
-    seed = config.training.seed
-    problem = flat_problem(seed) if config.network.name == "mlp" else blob_problem(seed, cells)
-    data = TrainingData(problem.description(), problem.split.train, problem.split.held_back)
-    result = train_on(config, data, folder, device=device, listener=listener)
-    generator = load(folder, device=device)
-    measured = {nfe: problem.measure(_samples(generator, nfe, seed)) for nfe in EVALUATIONS}
+def _trial(task: Task, listener: Any) -> Trial:
+    config, folder = task.config, task.folder
+    problem = problem_of(task)
+    result = train_task(task, problem, listener)
+    generator = load(folder, device=task.device)
+    measured = {nfe: problem.measure(_samples(generator, nfe, config.training.seed)) for nfe in EVALUATIONS}
     rows = [_row(config, nfe, found) for nfe, found in measured.items()]
     return Trial(config, folder, problem, generator, read_json(folder / SUMMARY), measured, rows, result.seconds)
 
@@ -175,7 +198,7 @@ def _row(config: TrainConfig, nfe: int, found: Measured) -> dict[str, Any]:
     }
 
 
-def _finish(out: Path, trials: list[Trial], judged: int) -> ToyReport:
+def _finish(out: Path, trials: list[Trial], judged: int, wall_s: float) -> ToyReport:
     first = trials[0]
     report = ToyReport(
         out,
@@ -184,6 +207,7 @@ def _finish(out: Path, trials: list[Trial], judged: int) -> ToyReport:
         [row for trial in trials for row in trial.rows],
         judge(trials[:judged], trials[judged:]),
         {trial.folder.name: round(trial.seconds, 1) for trial in trials},
+        round(wall_s, 1),
     )
     _draw(first, out / "figure2.png")
     write_text(out / "table.md", markdown_table(report.rows))

@@ -23,6 +23,10 @@ def toy(
         bool, typer.Option("--both/--one", help="Also train the other prediction (x or u), to report it.")
     ] = True,
     cells: Annotated[int, typer.Option("--cells", min=4, help="Cells per axis of the volumes: 8, 16 or 32.")] = 8,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Runs trained at a time.", show_default="one per CPU core; 1 on a GPU"),
+    ] = None,
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -50,6 +54,7 @@ def toy(
             overrides=overrides or (),
             both=both,
             cells=cells,
+            jobs=jobs,
             device=device,
             progress=show,
         )

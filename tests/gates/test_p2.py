@@ -12,8 +12,10 @@ import pytest
 
 from neuromf.pipeline.toy import ToyReport, toy
 
-SHORT = ["training.updates=1200", "training.batch_size=256", "network.width=128"]
+SHORT = ["training.updates=1100", "training.batch_size=256"]
 SHORT_DISTANCE, SHORT_KS = 0.15, 1e-4
+SHORT_VOLUMES = ["training.updates=150", "training.batch_size=64", "training.warmup_steps=50"]
+SHORT_VOLUME_DISTANCE = 0.7  # of the mean volume, which a network knows that learned nothing else: 1.0
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,17 @@ def test_five_steps_and_the_other_prediction_are_reported(short, record_property
     assert value(short, "distance", prediction="u") > 0
 
 
+@pytest.mark.gate("P2-T1")
+@pytest.mark.gate("P2-T2")
+@pytest.mark.gate("P2-T3")
+@pytest.mark.gate("P2-T5")
+def test_volumes_are_learned_the_same_way(tmp_path):
+    report = toy("toy-volume", tmp_path, seeds=[0], overrides=SHORT_VOLUMES, both=False, device="cpu")
+    assert all(passed(report)[f"P2-T{n}"] for n in (1, 2, 3)), report.lines()
+    assert value(report, "distance") < SHORT_VOLUME_DISTANCE
+    assert value(report, "distance", evaluations=5) < value(report, "distance")
+
+
 @pytest.mark.slow
 @pytest.mark.gate("P2-T1")
 @pytest.mark.gate("P2-T2")
@@ -69,6 +82,6 @@ def test_five_steps_and_the_other_prediction_are_reported(short, record_property
 @pytest.mark.gate("P2-T8")
 @pytest.mark.parametrize(("preset", "seeds"), [("toy-torus", (0, 1, 2)), ("toy-volume", (0,))])
 def test_the_shipped_preset_passes_every_required_gate(preset, seeds, tmp_path, record_property):
-    report = toy(preset, tmp_path, seeds=seeds, device="cpu")
+    report = toy(preset, tmp_path, seeds=seeds, device="cpu", jobs=None)
     record_property(f"P2 {preset}", json.dumps(report.to_dict()))
     assert report.failed == []

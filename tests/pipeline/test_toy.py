@@ -12,8 +12,10 @@ from neuromf.files import read_json
 from neuromf.generator import load
 from neuromf.pipeline import toy as pipeline
 from neuromf.pipeline import toy_problems
+from neuromf.pipeline.recorder import Silent
 from neuromf.pipeline.sample import sample
 from neuromf.pipeline.toy import ToyReport, toy
+from neuromf.pipeline.toy_jobs import Task
 
 TINY = ["network.width=16", "network.depth=2", "training.batch_size=32", "training.updates=24"]
 TINY_VOLUMES = [
@@ -106,11 +108,8 @@ def test_volumes_go_the_same_way(few: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_a_losing_validation_curve_is_told_from_a_winning_one(report: ToyReport, out: Path) -> None:
-    (trial,) = [
-        pipeline._trial(
-            pipeline.settings.load("toy-torus", [*TINY, "training.seed=3"]), out / "x-seed3", 8, "cpu", _Mute()
-        )
-    ]
+    config = pipeline.settings.load("toy-torus", [*TINY, "training.seed=3"])
+    trial = pipeline._trial(Task(config, out / "x-seed3", 8, "cpu"), Silent())
     for losses, passed in (((3.0, 2.0, 1.0), True), ((3.0, 1.0, 2.0), False), ((1.0, 1.0, 0.5), False)):
         epochs = [{"epoch": e, "val_raw_loss": loss} for e, loss in zip((1, 10, 100), losses, strict=True)]
         assert pipeline._falling_gate([trial._replace(epochs=epochs)]).passed is passed
@@ -124,7 +123,7 @@ def test_the_ruler_finds_what_is_wrong_with_data(few: pytest.MonkeyPatch) -> Non
 
 
 def test_the_command_leaves_with_4_when_a_required_gate_fails(few: pytest.MonkeyPatch, neuromf) -> None:
-    result = neuromf("toy", "--seeds", 5, "--one", "--json", "-q", *TINY)
+    result = neuromf("toy", "--seeds", 5, "--one", "--jobs", 1, "--json", "-q", *TINY)
     assert result.exit_code == 4
     assert "P2-T5" in result.stderr
     found = json.loads(result.stdout)
@@ -142,9 +141,3 @@ def test_seeds_that_are_none_are_refused(neuromf) -> None:
 def test_problem_sizes_follow_the_constants(few: pytest.MonkeyPatch) -> None:
     assert len(toy_problems.flat_problem(0).split.train) == 320
     assert torch.stack(toy_problems.blob_problem(0, 8).split.train.__getitems__([0])).shape == (1, 4, 8, 8, 8)
-
-
-class _Mute:
-    def message(self, text: str) -> None: ...
-
-    def step(self, record: object) -> None: ...
