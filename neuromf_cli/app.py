@@ -21,6 +21,7 @@ COMMANDS = {
     "sample": "Generate latents from a trained run, with one network evaluation each or more.",
     "decode": "Turn latents into NIfTI volumes.",
     "evaluate": "Compare generated volumes with real ones.",
+    "ablate": "Train, sample and evaluate every cell of a plan, and compare them.",
     "demo": "Run everything on embedded data, in minutes and without a download.",
     "toy": "Prove the method on data whose answer is known: a torus.",
     "doctor": "Check the installation, or with --jvp the derivative du/dt of a preset.",

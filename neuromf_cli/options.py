@@ -18,6 +18,8 @@ PAIR_LISTS = ("--where", "--augment", "--entity")
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 SolverName = Literal["auto", "meanflow", "euler", "heun"]
 ContrastName = Literal["T1", "FLAIR"]
+CheckpointName = Literal["newest", "best"]
+DtypeName = Literal["int16", "uint8", "float32"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
@@ -33,6 +35,29 @@ AutoencoderName = Annotated[
 ]
 Weights = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Weights of the autoencoder, where it brings none.")
+]
+SameAutoencoder = Annotated[
+    str | None,
+    typer.Option(
+        "--autoencoder",
+        metavar="NAME|PATH",
+        help="Where it lies; it must be the one that encoded.",
+        show_default="as encoded",
+    ),
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        metavar="GIB",
+        min=0.01,
+        help="What the autoencoder may take; larger volumes are computed in slabs.",
+        show_default="what is free",
+    ),
+]
+Dtype = Annotated[DtypeName, typer.Option("--dtype", help="How the volumes are stored; intensity 1 reads as 1000.")]
+Compression = Annotated[
+    int, typer.Option("--compression", min=0, max=9, help="1 (fast) to 9 (small) of .nii.gz; 0 writes .nii.")
 ]
 Seeds = Annotated[
     str, typer.Option("--seeds", metavar="N [N N]", help="Repeat with each of these seeds (more than three: 0,1,2,3).")
@@ -152,6 +177,11 @@ def entities(words: list[str] | None) -> dict[str, tuple[str, ...]]:
         for key, labels in pairs([word], "--entity", "acq=mprage").items():
             found[key] = (*found.get(key, ()), *labels.split(","))
     return found
+
+
+def gib(value: float | None) -> int | None:
+    """The value of `--memory` in bytes."""
+    return None if value is None else int(value * 2**30)
 
 
 def _three(text: str, option: str, allowed: str, minimum: float) -> tuple[float, float, float]:

@@ -178,11 +178,18 @@ def nifti_below(folder: Path) -> Iterator[Path]:
             path = here / entry.name
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 # Only links are resolved: that is a system call for each part of a path.
                 waiting.append((path, path.resolve() if entry.is_symlink() else real / entry.name))
             elif entry.name.lower().endswith(NIFTI_SUFFIXES):
                 yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def _placed(root: Path, path: Path) -> BidsName | None:

@@ -10,36 +10,33 @@ where copies were asked for; and `dataset.json`, `latent_stats.json`, `splits.js
 
 from __future__ import annotations
 
-import io
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from neuromf.data.latent_files import Latent as Latent
+from neuromf.data.latent_files import load_latent as load_latent
+from neuromf.data.latent_files import save_latent as save_latent
 from neuromf.data.moments import ChannelMoments, IncrementalPCA
 from neuromf.data.sources import check_subject
 from neuromf.data.splits import SPLITS, split_hash
 from neuromf.errors import UserError, did_you_mean
-from neuromf.files import atomic_path, read_json
+from neuromf.files import read_json
 
 FORMAT = "neuromf-latents"
 FORMAT_VERSION = 1
 DATASET_FILE, STATISTICS_FILE, SPLITS_FILE = "dataset.json", "latent_stats.json", "splits.json"
 FLIPPED_FOLDER, COPIES_FOLDER = "flipped", "copies"
 _RAM_LIMIT_BYTES = 1 << 30
-
-
-class Latent(TypedDict):
-    """The content of one latent file: z (posterior mean) and log_sigma, (C, I, J, K) float32, and metadata."""
-
-    z: Tensor
-    log_sigma: Tensor
-    metadata: dict[str, Any]
+# Files looked into when a folder is opened, spread over it; each one is looked at again when it is read.
+_LOOKED_INTO = 16
 
 
 def latent_path(folder: str | Path, subject: str, copy: str = "") -> Path:
@@ -59,49 +56,6 @@ def copies_of(description: Mapping[str, Any]) -> list[str]:
 def copy_name(n: int) -> str:
     """The subfolder of the n-th augmented copies, n from 1."""
     return f"{COPIES_FOLDER}/{n}"
-
-
-def save_latent(path: str | Path, z: Tensor, log_sigma: Tensor, metadata: Mapping[str, Any]) -> None:
-    """Write one latent atomically; the same content gives the same bytes.
-
-    Args:
-        path: ends in `.pt`.
-        z, log_sigma: (C, I, J, K), stored as float32.
-        metadata: values JSON can hold, so that the file loads with `weights_only=True`.
-
-    Raises:
-        UserError: the disk is full or the folder cannot be written; no file is left then.
-    """
-    assert z.ndim == 4, f"a latent is (C, I, J, K), got {tuple(z.shape)}"
-    assert z.shape == log_sigma.shape, f"z is {tuple(z.shape)}, log_sigma {tuple(log_sigma.shape)}"
-    payload = {
-        "z": _stored(z),
-        "log_sigma": _stored(log_sigma),
-        "metadata": json.loads(json.dumps(dict(metadata))),
-    }
-    # torch names the archive after the file it writes to; a buffer keeps the bytes independent of the name.
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def load_latent(path: str | Path, *, mmap: bool = False) -> Latent:
-    """Read one latent file; `mmap` leaves the tensors on disk until they are used.
-
-    Raises:
-        UserError: absent, damaged, or not a latent file.
-    """
-    hint = "run the same `neuromf encode` command again: it rewrites what is missing or damaged"
-    try:
-        content = torch.load(Path(path), map_location="cpu", weights_only=True, mmap=mmap)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist", hint) from error
-    except Exception as error:  # a damaged file makes the unpickler raise nearly any type
-        raise UserError(f"{path} is not a readable latent file ({type(error).__name__})", hint) from error
-    if not isinstance(content, dict) or not {"z", "log_sigma", "metadata"} <= content.keys():
-        raise UserError(f"{path} is not a latent file: z, log_sigma and metadata are expected", hint)
-    return cast(Latent, content)
 
 
 @dataclass(frozen=True)
@@ -131,7 +85,7 @@ class LatentStatistics:
     def whiten(self, z: Tensor) -> Tensor:
         """(z - mean_c) / std_c for (C, I, J, K) or (B, C, I, J, K)."""
         mean, std = self._scale(z)
-        return (z - mean) / std
+        return (z - mean).div_(std)
 
     def unwhiten(self, z: Tensor) -> Tensor:
         """std_c z + mean_c, the inverse of `whiten`, same shapes."""
@@ -317,34 +271,38 @@ class LatentDataset(Dataset[Tensor]):
         names = class_names(self.info.dataset)
         if not names:
             return None
-        of = self.info.dataset["classes"]["of"]
-        return torch.tensor([names.index(of[subject]) for subject in self.subjects])
+        of, number = self.info.dataset["classes"]["of"], {name: n for n, name in enumerate(names)}
+        return torch.tensor([number[of[subject]] for subject in self.subjects])
 
     def _read(self, path: Path) -> Tensor:
-        return self.statistics.whiten(load_latent(path, mmap=True)["z"].float())
+        return self.statistics.whiten(self._sound(path).float())
+
+    def _sound(self, path: Path) -> Tensor:
+        """The latent of a file, which is one of this dataset's."""
+        hint = "run the same `neuromf encode` command again: it rewrites what is of other settings"
+        latent = load_latent(path, mmap=True)
+        if tuple(latent["z"].shape) != self.shape:
+            raise UserError(f"{path} has shape {tuple(latent['z'].shape)}, the dataset {self.shape}", hint)
+        expected = self.info.dataset["autoencoder"]["sha256"]
+        found = latent["metadata"].get("autoencoder", {}).get("sha256")
+        if found != expected:
+            raise UserError(f"{path} was made by the autoencoder {found}, the dataset by {expected}", hint)
+        return latent["z"]
 
     def _check_files(self) -> None:
-        hint = "run the same `neuromf encode` command again: it writes what is missing"
-        missing = [path for path in self._paths if not path.is_file()]
+        """Whether all files are there, by one listing of each folder: 100,000 are too many to ask for each."""
+        folders = {path.parent for path in self._paths}
+        there = {folder: {entry.name for entry in os.scandir(folder)} for folder in folders if folder.is_dir()}
+        missing = [path for path in self._paths if path.name not in there.get(path.parent, ())]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             names = ", ".join(path.name for path in missing[:5])
             raise UserError(
-                f"{len(missing)} of {len(self._paths)} latents are missing in {missing[0].parent}: {names}{more}", hint
+                f"{len(missing)} of {len(self._paths)} latents are missing in {missing[0].parent}: {names}{more}",
+                "run the same `neuromf encode` command again: it writes what is missing",
             )
-        expected = self.info.dataset["autoencoder"]["sha256"]
-        for path in self._paths:
-            latent = load_latent(path, mmap=True)
-            if tuple(latent["z"].shape) != self.shape:
-                raise UserError(f"{path} has shape {tuple(latent['z'].shape)}, the dataset {self.shape}", hint)
-            found = latent["metadata"].get("autoencoder", {}).get("sha256")
-            if found != expected:
-                raise UserError(f"{path} was made by the autoencoder {found}, the dataset by {expected}", hint)
-
-
-def _stored(value: Tensor) -> Tensor:
-    # clone: a view would carry the whole storage it looks into along to the file.
-    return value.detach().to("cpu", torch.float32).contiguous().clone()
+        for path in self._paths[:: max(1, len(self._paths) // _LOOKED_INTO)]:
+            self._sound(path)
 
 
 def _refuse_constant(moments: ChannelMoments) -> None:

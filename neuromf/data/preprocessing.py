@@ -6,7 +6,8 @@ The steps, in this order (each is written to the record of the result):
    smoothed first (Gaussian, sigma = (factor - 1) / 2 voxels). The axes keep their directions.
 2. *crop/pad* to `size`, centred on the head; nothing is ever stretched to fit.
 3. *intensity*: y = (x - p0) / (p99.5 - p0), over the voxels that come from the scan; the padding is 0.
-   Values above 1 are kept unless `clip_intensity`.
+   Values above 1 are kept unless `clip_intensity`. With `intensity="foreground"` p99.5 is that of the head mask
+   alone, so that it does not depend on how much air the box holds.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from scipy import ndimage
 
+from neuromf.data.bias_field import field_on
 from neuromf.data.volumes import Volume, spacing_of
-from neuromf.errors import ScanError, UserError
+from neuromf.errors import ScanError, UserError, did_you_mean
 
 # A factor this near to 1 moves the outermost voxel of a 512 grid by less than a twentieth of a voxel.
 _SAME_SPACING = 1e-4
@@ -39,6 +41,8 @@ class Preprocessing:
         upper_percentile: the intensity that becomes 1 (p0 becomes 0).
         clip_intensity: limit the result to [0, 1]; then the intensity above is lost.
         centre: "head" centres on the head mask, "grid" on the middle of the field of view.
+        intensity: where the upper percentile is taken: "percentile" of all voxels, "foreground" of the head (or the
+            stripped brain); p0 is always the darkest voxel.
     """
 
     size: tuple[int, int, int]
@@ -46,6 +50,7 @@ class Preprocessing:
     upper_percentile: float = 99.5
     clip_intensity: bool = False
     centre: Literal["head", "grid"] = "head"
+    intensity: Literal["percentile", "foreground"] = "percentile"
 
     def __post_init__(self) -> None:
         size = tuple(int(n) for n in self.size)
@@ -64,6 +69,10 @@ class Preprocessing:
             raise UserError(f"upper percentile {self.upper_percentile} is not above 0 and at most 100")
         if self.centre not in ("head", "grid"):
             raise UserError(f"no centre '{self.centre}'", "available: head, grid")
+        if self.intensity not in ("percentile", "foreground"):
+            raise UserError(
+                f"no intensity '{self.intensity}'", did_you_mean(self.intensity, ("percentile", "foreground"))
+            )
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
@@ -78,6 +87,8 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
         values = asdict(self)
+        if self.intensity == "percentile":
+            del values["intensity"]  # younger than the folders of latents that must agree with it
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
@@ -124,11 +135,11 @@ def preprocess(volume: Volume, spec: Preprocessing) -> Prepared:
     start = _window_start(mask, spec)
     box, inside = crop_or_pad(resampled, start, spec.size)
     affine = _shifted(affine, start)
-    scaled, intensity = _scale_intensity(box[inside], spec)
+    kept, _ = crop_or_pad(mask, start, spec.size)
+    scaled, intensity = _scale_intensity(box[inside], kept[inside], spec)
     result = np.zeros((1, *spec.size), dtype=np.float32)
     result[0][inside] = scaled
 
-    kept, _ = crop_or_pad(mask, start, spec.size)
     record = {
         "settings": spec.to_dict(),
         "source": volume.source,
@@ -149,12 +160,18 @@ def preprocess(volume: Volume, spec: Preprocessing) -> Prepared:
 def restore_intensity(array: np.ndarray, record: Mapping[str, Any]) -> np.ndarray:
     """Undo the intensity step, x = y (upper - lower) + lower, to float32 rounding (clipped values stay lost).
 
+    Where the record has a `bias_field` (see `bias_field.correct_bias`), that comes back as well.
+
     Args:
-        array: any shape, on the scale of `Prepared.array`.
+        array: on the scale of `Prepared.array`; any shape, with a bias field (..., I, J, K) of the record's grid.
         record: `Prepared.record`.
     """
     lower, upper = record["intensity"]["lower"], record["intensity"]["upper"]
-    return (np.asarray(array, dtype=np.float64) * (upper - lower) + lower).astype(np.float32)
+    restored = np.asarray(array, dtype=np.float64) * (upper - lower) + lower
+    if bias := record.get("bias_field"):
+        field = field_on(bias, restored.shape[-3:], np.asarray(record["affine"]))
+        restored = bias["lower"] + (restored - bias["lower"]) * field
+    return restored.astype(np.float32)
 
 
 def resample(
@@ -285,8 +302,11 @@ def _shifted(affine: np.ndarray, start: tuple[int, int, int]) -> np.ndarray:
     return shifted
 
 
-def _scale_intensity(values: np.ndarray, spec: Preprocessing) -> tuple[np.ndarray, dict[str, Any]]:
-    lower, upper = float(values.min()), float(np.percentile(values, spec.upper_percentile))
+def _scale_intensity(
+    values: np.ndarray, foreground: np.ndarray, spec: Preprocessing
+) -> tuple[np.ndarray, dict[str, Any]]:
+    judged = values[foreground] if spec.intensity == "foreground" and foreground.any() else values
+    lower, upper = float(values.min()), float(np.percentile(judged, spec.upper_percentile))
     if not upper > lower:
         raise ScanError(
             f"percentiles 0 and {spec.upper_percentile:g} within the box are both {lower:g}: nothing to scale",
@@ -300,4 +320,5 @@ def _scale_intensity(values: np.ndarray, spec: Preprocessing) -> tuple[np.ndarra
         "upper": upper,
         "upper_percentile": float(spec.upper_percentile),
         "clipped": spec.clip_intensity,
+        "foreground_share": float(judged.size / values.size),
     }

@@ -7,8 +7,10 @@ one person never lie in two splits.
 from __future__ import annotations
 
 import glob
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,13 @@ _ID_COLUMNS = ("subject", "id", "participant_id")
 _WHAT_TO_GIVE = "give NIfTI files, a folder, a BIDS dataset, a .csv or .tsv table, or a glob in quotes"
 
 
+class Fault(NamedTuple):
+    """Why a scan cannot be used whatever its file holds, and what to do."""
+
+    reason: str
+    hint: str
+
+
 @dataclass(frozen=True)
 class Scan:
     """One input volume.
@@ -31,6 +40,7 @@ class Scan:
         participant: who was scanned; all scans of one participant go to one split.
         split: train, val or test where the input says so.
         covariates: column -> value as text; missing ones are left out.
+        fault: of its name; the scan is then reported and left out.
     """
 
     subject: str
@@ -38,6 +48,7 @@ class Scan:
     participant: str = ""
     split: str | None = None
     covariates: dict[str, str] = field(default_factory=dict, hash=False)
+    fault: Fault | None = None
 
     def __post_init__(self) -> None:
         check_subject(self.subject)
@@ -81,11 +92,10 @@ def find_sources(inputs: Sequence[str | Path], selection: Selection | None = Non
 
     The name of a scan is its file's stem, or in a table `subject` with `session`. A folder with
     dataset_description.json is a BIDS tree, also below another folder; so is a folder in one. A file reached twice
-    counts once.
+    counts once. Files with one name, or one that no latent could have, are marked as faulty.
 
     Raises:
-        UserError: nothing found, an unusable name, two files with one name, a faulty table, or splits that divide
-            a participant.
+        UserError: nothing found, only faulty names, a faulty table, or splits that divide a participant.
     """
     if not inputs:
         raise UserError("no input was given", _WHAT_TO_GIVE)
@@ -97,8 +107,7 @@ def find_sources(inputs: Sequence[str | Path], selection: Selection | None = Non
             raise UserError(
                 f"{scan.path} is given twice, as '{known.subject}' and as '{scan.subject}'", "name each file once"
             )
-    scans = sorted(by_path.values(), key=lambda scan: scan.subject)
-    _check_unique(scans)
+    scans = _told_apart(sorted(by_path.values(), key=lambda scan: scan.subject))
     _check_splits(scans)
     return Sources(
         scans,
@@ -158,7 +167,7 @@ def join_table(sources: Sources, path: str | Path) -> Sources:
             unlisted.append(scan.subject)
         used.add(key)
         extra = rows[key] if key is not None else {}
-        scans.append(Scan(scan.subject, scan.path, scan.participant, scan.split, scan.covariates | extra))
+        scans.append(replace(scan, covariates=scan.covariates | extra))
     if len(unlisted) == len(scans):
         raise UserError(
             f"no id in the column '{column}' of {table.path} is one of the {len(scans)} scans, such as"
@@ -272,8 +281,12 @@ def _in_folder(folder: Path, selection: Selection) -> list[Sources]:
 
 def _plain(path: Path) -> Scan:
     """A file on its own: a name by the rules of BIDS still says who it shows."""
-    name = parse_name(path.name)
-    return Scan(nifti_stem(path), path, f"sub-{name.entities['sub']}" if name else "")
+    name, subject, fault = parse_name(path.name), nifti_stem(path), None
+    try:
+        check_subject(subject)
+    except UserError as error:
+        subject, fault = re.sub(r"[^\w.-]", "_", subject).lstrip(".-")[:50] or "_", Fault(error.message, error.hint)
+    return Scan(subject, path, f"sub-{name.entities['sub']}" if name else "", fault=fault)
 
 
 def _from_bids(tree: BidsTree) -> Sources:
@@ -309,17 +322,27 @@ def _merged(tables: Iterable[TableMatch]) -> tuple[TableMatch, ...]:
     return tuple(by_path.values())
 
 
-def _check_unique(scans: Sequence[Scan]) -> None:
-    seen: dict[str, Scan] = {}
+def _told_apart(scans: Sequence[Scan]) -> list[Scan]:
+    """The scans, those of one name marked as faulty: which of them is meant cannot be known."""
+    same: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
-        # Some file systems do not tell "A.pt" from "a.pt".
-        other = seen.setdefault(scan.subject.casefold(), scan)
-        if other is not scan:
-            raise UserError(
-                f"two files have the subject id '{scan.subject}': {other.path} and {scan.path}",
+        if scan.fault is None:
+            # Some file systems do not tell "A.pt" from "a.pt".
+            same[scan.subject.casefold()].append(scan)
+    marked = []
+    for scan in scans:
+        files = [other.path for other in same[scan.subject.casefold()]]
+        if scan.fault is None and len(files) > 1:
+            fault = Fault(
+                f"two files have the subject id '{scan.subject}': {files[0]} and {files[1]}",
                 "the id is the file name without .nii.gz: rename one, give one of the two folders only, or give a"
                 " table with the columns path, subject and session (whatever tells a subject's scans apart)",
             )
+            scan = replace(scan, fault=fault)
+        marked.append(scan)
+    if marked[0].fault and all(scan.fault for scan in marked):
+        raise UserError(*marked[0].fault)
+    return marked
 
 
 def _check_splits(scans: Sequence[Scan]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import stat
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,24 @@ from neuromf.errors import ScanError, UserError
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 _GZIP_MAGIC = b"\x1f\x8b"
+_HEADER_BYTES = 540
+# No scan has more voxels, and what goes on for longer after them than this is no padding.
+_MAX_VOXELS, _MOST_AFTER = 2**31, 2**24
+# deflate makes at most this many bytes of one.
+_MOST_EXPANSION = 1032
+# What other files begin with, whatever they are called.
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a zip archive: unpack it",
+    b"\x80\x02": "a Python pickle, which is not opened",
+    b"\x80\x04": "a Python pickle, which is not opened",
+    b"\x89PNG": "a PNG picture",
+    b"\x89HDF": "an HDF5 file (MINC)",
+    b"BZh": "compressed by bzip2: unpack it",
+    b"\xfd7zXZ": "compressed by xz: unpack it",
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file by `git lfs pull`",
+    b"<": "a web page or XML, as a failed download leaves",
+    b"{": "JSON: a sidecar or a list, not the image",
+}
 
 
 class Volume(NamedTuple):
@@ -47,7 +66,7 @@ def load_volume(path: str | Path) -> Volume:
         ScanError: not a 3-D real NIfTI volume, damaged, with NaN or Inf, constant, or without a usable grid.
     """
     path = Path(path)
-    image = _open(path, _content(path))
+    image = _open(path)
     affine = np.asarray(image.affine, dtype=np.float64)
     _check_affine(path, affine)
     array = _voxels(path, image)
@@ -139,29 +158,59 @@ def _as_dtype(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return array.astype(dtype)
 
 
-def _content(path: Path) -> bytes:
-    """The whole file, decompressed; reading to the end makes gzip compare its checksum."""
+def check_regular(path: Path) -> None:
+    """Refuse what is no file: reading from a pipe would wait for ever.
+
+    Raises:
+        ScanError: a folder, a pipe or a device; absent; or a link in a circle.
+    """
     try:
-        content = path.read_bytes()
+        mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise absent(path) from error
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "links in a circle"
+        raise ScanError(f"{path}: cannot be read ({reason})", "check the path, its links and its rights") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no file but a pipe or a device"
+        raise ScanError(f"{path}: {kind}; a NIfTI file is needed", "check the path")
+
+
+def _bytes(path: Path) -> bytes:
+    check_regular(path)
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise ScanError(f"{path}: cannot be read ({error.strerror})", "check the path and its rights") from error
-    if not content.startswith(_GZIP_MAGIC):
-        return content
+
+
+def _unpacked(path: Path, stored: bytes, limit: int) -> bytes:
+    """At most `limit` bytes of the content, decompressed; zlib compares checksums where it gets to the end."""
+    if not stored.startswith(_GZIP_MAGIC):
+        return stored
+    parts, left = [], limit
     try:
-        return gzip.decompress(content)
-    except (EOFError, zlib.error, OSError) as error:
+        while stored and left > 0:
+            stream = zlib.decompressobj(wbits=31)
+            parts.append(stream.decompress(stored, left))
+            left -= len(parts[-1])
+            if left > 0 and not stream.eof:
+                raise EOFError("it ends before its data do")
+            stored = stream.unused_data.lstrip(b"\0")
+    except (EOFError, zlib.error) as error:
         raise ScanError(
             f"{path}: the compressed file is truncated or damaged ({error})",
             "copy or download it again; `gzip -t FILE` tests it",
         ) from error
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _open(path: Path, content: bytes) -> nib.Nifti1Image:
-    image_class = _nifti_class(path, content)
+def _open(path: Path) -> nib.Nifti1Image:
+    stored = _bytes(path)
+    head = _unpacked(path, stored, _HEADER_BYTES)
+    image_class = _nifti_class(path, head)
     # nibabel repairs a zero or negative pixdim in silence, so the header is looked at before it does.
-    header = image_class.header_class.from_fileobj(io.BytesIO(content), check=False)
+    header = image_class.header_class.from_fileobj(io.BytesIO(head), check=False)
     spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise ScanError(
@@ -169,18 +218,39 @@ def _open(path: Path, content: bytes) -> nib.Nifti1Image:
             "correct the header (pixdim) from the original DICOM, for instance with dcm2niix",
         )
     try:
-        shape, itemsize = header.get_data_shape(), header.get_data_dtype().itemsize
-        promised = int(header["vox_offset"]) + int(np.prod(shape, dtype=object)) * itemsize
-        _check_kind(path, shape, header.get_data_dtype())
-        if promised > len(content):
-            raise ScanError(
-                f"{path}: truncated: the header promises {promised} bytes, the file has {len(content)}",
-                "copy or download it again",
-            )
+        content = _unpacked(path, stored, _promised(path, header, stored) + _MOST_AFTER)
         image = image_class.from_bytes(content)
     except (HeaderDataError, ImageFileError, ValueError, OverflowError, KeyError) as error:
-        raise ScanError(f"{path}: the NIfTI header is damaged ({error})", "convert the scan again") from error
+        found = f"no data type has the code {error}" if isinstance(error, KeyError) else error
+        raise ScanError(f"{path}: the NIfTI header is damaged ({found})", "convert the scan again") from error
+    promised = _promised(path, header, content)
+    if len(content) == promised + _MOST_AFTER and len(stored) < len(content):
+        raise ScanError(
+            f"{path}: goes on for more than {_MOST_AFTER} bytes after the {promised} its header promises",
+            "convert the scan again",
+        )
     return image
+
+
+def _promised(path: Path, header: nib.Nifti1Header, there: bytes) -> int:
+    """How long the content is by its header, which must be a volume's, and what is `there` must be able to hold it."""
+    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
+    _check_kind(path, shape, dtype)
+    if offset < header.single_vox_offset:
+        raise ValueError(f"the voxels begin at byte {offset}, within the header")
+    voxels = int(np.prod(shape, dtype=object))
+    promised, packed = offset + voxels * dtype.itemsize, there.startswith(_GZIP_MAGIC)
+    if promised > len(there) * (_MOST_EXPANSION if packed else 1):
+        size = f"{len(there)}, compressed" if packed else f"{len(there)}"
+        raise ScanError(
+            f"{path}: truncated: the header promises {promised} bytes, the file has {size}",
+            "copy or download it again",
+        )
+    if voxels > _MAX_VOXELS:
+        raise ScanError(
+            f"{path}: {_by(shape)} are more voxels than can be read ({_MAX_VOXELS})", "crop it, or resample it first"
+        )
+    return promised
 
 
 def _nifti_class(path: Path, content: bytes) -> type[nib.Nifti1Image]:
@@ -188,14 +258,26 @@ def _nifti_class(path: Path, content: bytes) -> type[nib.Nifti1Image]:
         return nib.Nifti1Image
     if len(content) >= 540 and content[4:8] == b"n+2\0":
         return nib.Nifti2Image
-    if content[344:348] == b"ni1\0":
-        found = "the header half of a NIfTI pair (.hdr/.img)"
-    else:
-        found = "an empty file" if not content else "not a NIfTI file"
     raise ScanError(
-        f"{path}: {found}; a single-file NIfTI (.nii or .nii.gz) is needed",
+        f"{path}: {_kind(content)}; a single-file NIfTI (.nii or .nii.gz) is needed",
         "convert it: dcm2niix for DICOM, mri_convert for .mgz, fslchfiletype for .hdr/.img",
     )
+
+
+def _kind(content: bytes) -> str:
+    """What a file that is no NIfTI file is, in words."""
+    if not content.strip(b"\0"):
+        return "an empty file" if not content else "not a NIfTI file but zeros"
+    if content[344:348] == b"ni1\0":
+        return "the header half of a NIfTI pair (.hdr/.img)"
+    if content[128:132] == b"DICM":
+        return "not a NIfTI file but DICOM"
+    if content[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c"):
+        return "not a NIfTI file but ANALYZE 7.5, or one without its mark (magic)"
+    if b"annex/objects" in content[:200]:
+        return "not a NIfTI file but a pointer of git-annex: fetch the file by `datalad get`"
+    other = next((kind for magic, kind in _OTHER_KINDS.items() if content.startswith(magic)), None)
+    return f"not a NIfTI file but {other}" if other else "not a NIfTI file"
 
 
 def _check_kind(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -242,6 +324,7 @@ def _voxels(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     array = array.reshape(array.shape[:3])
     finite = np.isfinite(array)
     if not finite.all():
+        _check_overflow(path, image)
         raise ScanError(
             f"{path}: {1 - finite.mean():.2%} of the voxels are NaN or Inf; every voxel must be a number",
             "replace them, for instance by 0: fslmaths IN -nan OUT",
@@ -252,6 +335,17 @@ def _voxels(path: Path, image: nib.Nifti1Image) -> np.ndarray:
             "check that the right file was exported",
         )
     return array
+
+
+def _check_overflow(path: Path, image: nib.Nifti1Image) -> None:
+    """Tell values that are only too large for single precision from those that are no numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.asanyarray(image.dataobj)
+    if np.isfinite(values).all():
+        raise ScanError(
+            f"{path}: values up to {np.abs(values).max():.3g} are too large for single precision (3.4e38)",
+            "check the header's slope (scl_slope), or scale the scan down",
+        )
 
 
 def _describe(image: nib.Nifti1Image, shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Distances between two sets of feature vectors; features in, numbers out, float64 throughout.
 
-Which features they are is the caller's to say: "FID" is the Frechet distance of Inception features only.
+Which features they are is the caller's to say: "FID" is a Frechet distance of a published network's. A set is
+(N, D), one vector per volume, or (N, S, D), one per slice: the Frechet distance then takes slices as its items, as
+slice-wise FIDs do; the kernel distances compare volumes, two of which are as similar as their slices are on average.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,108 +18,189 @@ from neuromf.errors import UserError
 from neuromf.metrics.statistics import Estimate
 
 Shrinkage = Literal["none", "ledoit-wolf"]
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""(n, D), (m, D) -> (n, m)."""
+
+_ROWS = 2048  # converted to float64 at once
+_MEDIAN_ROWS = 1000
+
+
+class _Gaussian(NamedTuple):
+    """A covariance (r, r) in the coordinates of some r directions, and the variance in each of the D - r others."""
+
+    covariance: Tensor
+    elsewhere: float
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor, *, shrinkage: Shrinkage = "none") -> float:
     """Frechet distance of two Gaussians fitted to the features (Heusel et al. 2017, equation 6).
 
     d^2 = |m_a - m_b|^2 + tr(S_a + S_b) - 2 tr((S_a^1/2 S_b S_a^1/2)^1/2), by eigenvalues of symmetric
-    matrices, so nothing complex can appear. It is biased upwards by an amount that grows with D / N:
-    compare only distances of equal N, and set a real-against-real distance of the same N beside each.
+    matrices, so nothing complex can appear; fewer items than D are compared in the space they span, which is
+    exact and fast. It is biased upwards by an amount that grows with D / N: compare only distances of equal N,
+    and set a real-against-real distance of the same N beside each.
 
     Args:
-        features_a: (N, D).
-        features_b: (M, D).
+        features_a: (N, D), or (N, S, D).
+        features_b: (M, D), or (M, S, D).
         shrinkage: `none` for the unbiased sample covariances (rank N - 1 at most); `ledoit-wolf` for
             shrunk ones, to be labelled "shrunk" wherever the number is shown.
 
     Raises:
         UserError: N or M below 2, different D, or values that are not finite.
     """
-    features_a, features_b = _checked(features_a, features_b, least=2)
-    mean_term = (features_a.mean(0) - features_b.mean(0)).square().sum()
-    covariance_a, covariance_b = (_covariance(x, shrinkage) for x in (features_a, features_b))
-    values, vectors = torch.linalg.eigh(covariance_a)
+    _check(features_a, features_b, least=2)
+    a, b = (x.reshape(-1, x.shape[-1]) for x in (features_a, features_b))
+    mean_a, mean_b = _mean(a), _mean(b)
+    dimension, rest = a.shape[1], 0
+    squared = (mean_a - mean_b).square().sum()
+    if len(a) + len(b) < dimension:
+        a, b = a.double() - mean_a, b.double() - mean_b
+        basis = torch.linalg.qr(torch.cat([a, b]).T).Q
+        a, b, rest = a @ basis, b @ basis, dimension - basis.shape[1]
+    fit_a, fit_b = (_fit(x, shrinkage, dimension) for x in (a, b))
+    values, vectors = torch.linalg.eigh(fit_a.covariance)
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = root_a @ covariance_b @ root_a
+    product = root_a @ fit_b.covariance @ root_a
     cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    squared = mean_term + covariance_a.trace() + covariance_b.trace() - 2 * cross
+    squared = squared + fit_a.covariance.trace() + fit_b.covariance.trace() - 2 * cross
+    squared = squared + rest * (fit_a.elsewhere**0.5 - fit_b.elsewhere**0.5) ** 2
     return max(float(squared), 0.0)
 
 
-def ledoit_wolf_share(features: Tensor) -> float:
+def ledoit_wolf_share(features: Tensor, dimension: int | None = None) -> float:
     """Share rho of the scaled identity in the shrunk covariance (Ledoit and Wolf 2004), from 0 to 1.
 
-    S* = (1 - rho) S + rho (tr S / D) I, with rho estimated from `features` (N, D).
+    S* = (1 - rho) S + rho (tr S / D) I, with rho estimated from `features` (N, D); `dimension` is D where these
+    are coordinates in a space that holds them all.
     """
-    x = features.double() - features.double().mean(0)
-    n, dimension = x.shape
-    covariance = x.T @ x / n
+    dimension = dimension or features.shape[1]
+    n = len(features)
+    covariance = _covariance(features) * ((n - 1) / n)
+    mean = _mean(features)
+    fourth = sum(((x.double() - mean).square().sum(1).square().sum() for x in features.split(_ROWS)), torch.tensor(0.0))
     scale = covariance.trace() / dimension
     spread = covariance.square().sum() - dimension * scale**2
     # sum_i |x_i x_i^T - S|^2 = sum_i |x_i|^4 - n |S|^2, without building N matrices.
-    noise = (x.square().sum(1).square().sum() - n * covariance.square().sum()) / n**2
+    noise = (fourth - n * covariance.square().sum()) / n**2
     return float((noise / spread).clamp(0, 1)) if spread > 0 else 1.0
 
 
-def _covariance(features: Tensor, shrinkage: Shrinkage) -> Tensor:
-    covariance = torch.cov(features.T).reshape(features.shape[1], features.shape[1])
+def _fit(x: Tensor, shrinkage: Shrinkage, dimension: int) -> _Gaussian:
+    covariance = _covariance(x)
     if shrinkage == "none":
-        return covariance
-    share = ledoit_wolf_share(features)
-    identity = torch.eye(len(covariance), dtype=torch.float64)
-    return (1 - share) * covariance + share * covariance.trace() / len(covariance) * identity
+        return _Gaussian(covariance, 0.0)
+    share = ledoit_wolf_share(x, dimension)
+    scale = share * float(covariance.trace()) / dimension
+    return _Gaussian((1 - share) * covariance + scale * torch.eye(len(covariance), dtype=torch.float64), scale)
 
 
-def kid(features_a: Tensor, features_b: Tensor, *, level: float = 0.95, block: int = 1024) -> Estimate:
+def _mean(x: Tensor) -> Tensor:
+    return torch.stack([rows.double().sum(0) for rows in x.split(_ROWS)]).sum(0) / len(x)
+
+
+def _covariance(x: Tensor) -> Tensor:
+    """Unbiased sample covariance (D, D) of (N, D), some rows at a time: N float64 copies would not fit."""
+    mean = _mean(x)
+    total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    for rows in x.split(_ROWS):
+        centred = rows.double() - mean
+        total += centred.T @ centred
+    return total / (len(x) - 1)
+
+
+def kid(features_a: Tensor, features_b: Tensor, *, level: float = 0.95, block: int = 256) -> Estimate:
     """Kernel distance with k(x, y) = (x.y / D + 1)^3 (Binkowski et al. 2018): unbiased MMD^2, all pairs.
 
     The interval is the normal one with the jackknife (leave one out) variance of the two-sample
     U-statistic. Being unbiased, the value may be below zero. One value over all pairs has the expectation
-    of the customary mean over subsets and less variance; memory stays at block x max(N, M).
+    of the customary mean over subsets and less variance; memory does not grow with N or M.
 
     Args:
-        features_a: (N, D).
-        features_b: (M, D).
+        features_a: (N, D), or (N, S, D): slices of one volume are not independent, so no two are compared.
+        features_b: (M, D), or (M, S, D).
+        block: volumes a side compared at once.
 
     Raises:
         UserError: N or M below 3 (leaving one out needs two more), different D, or values not finite.
     """
-    a, b = _checked(features_a, features_b, least=3)
+    _check(features_a, features_b, least=3)
+    return _unbiased_mmd(features_a, features_b, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3, level, block)
+
+
+def mmd(
+    features_a: Tensor, features_b: Tensor, *, bandwidth: float | None = None, level: float = 0.95, block: int = 256
+) -> Estimate:
+    """Squared maximum mean discrepancy with k(x, y) = exp(-|x - y|^2 / (2 s^2)) (Gretton et al. 2012), unbiased.
+
+    Unlike the cubic kernel's it is 0 in expectation for equal distributions only, and is at most 2. The interval is
+    as in `kid`.
+
+    Args:
+        features_a: (N, D), or (N, S, D).
+        features_b: (M, D), or (M, S, D).
+        bandwidth: s; `median_distance` of the two sets by default.
+        block: volumes a side compared at once.
+
+    Raises:
+        UserError: as `kid`; or all features are equal, so that there is no scale.
+    """
+    _check(features_a, features_b, least=3)
+    s = median_distance(features_a, features_b) if bandwidth is None else bandwidth
+    if s <= 0:
+        raise UserError("all features are equal: there is no distance to scale the kernel by", "look at the volumes")
+    return _unbiased_mmd(
+        features_a, features_b, lambda x, y: torch.exp(-torch.cdist(x, y).square() / (2 * s * s)), level, block
+    )
+
+
+def median_distance(features_a: Tensor, features_b: Tensor) -> float:
+    """Median distance between different items of both sets together, of 1,000 evenly spread ones of each at most."""
+    parts = []
+    for x in (features_a, features_b):
+        rows = x.reshape(-1, x.shape[-1])
+        parts.append(rows[:: -(-len(rows) // _MEDIAN_ROWS)].double())
+    return float(torch.pdist(torch.cat(parts)).median())
+
+
+def _unbiased_mmd(a: Tensor, b: Tensor, kernel: Kernel, level: float, block: int) -> Estimate:
+    """E k(a, a') + E k(b, b') - 2 E k(a, b) over pairs of different volumes, and its jackknife interval."""
+    a, b = (x[:, None] if x.ndim == 2 else x for x in (a, b))
     n, m = len(a), len(b)
-    within_a, within_b = _row_sums(a, a, block), _row_sums(b, b, block)
-    within_a, within_b = within_a - _kernel_diagonal(a), within_b - _kernel_diagonal(b)
-    across_a, across_b = _row_sums(a, b, block), _row_sums(b, a, block)
+    within_a, within_b = _kernel_sums(a, a, kernel, block)[0], _kernel_sums(b, b, kernel, block)[0]
+    across_a, across_b = _kernel_sums(a, b, kernel, block)
     total_a, total_b, across = within_a.sum(), within_b.sum(), across_a.sum()
 
     term_a, term_b = total_a / (n * (n - 1)), total_b / (m * (m - 1))
-    value = term_a + term_b - 2 * across / (n * m)
+    value = float(term_a + term_b - 2 * across / (n * m))
     without_a = (total_a - 2 * within_a) / ((n - 1) * (n - 2)) - 2 * (across - across_a) / ((n - 1) * m)
     without_b = (total_b - 2 * within_b) / ((m - 1) * (m - 2)) - 2 * (across - across_b) / (n * (m - 1))
     variance = (n - 1) * without_a.var(correction=0) + (m - 1) * without_b.var(correction=0)
     half_width = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)) * variance.sqrt())
-    return Estimate(float(value), float(value) - half_width, float(value) + half_width, min(n, m))
+    return Estimate(value, value - half_width, value + half_width, min(n, m))
 
 
-def _row_sums(x: Tensor, y: Tensor, block: int) -> Tensor:
-    """sum_j k(x_i, y_j) for each i, `block` rows at a time."""
-    return torch.cat([_cubic(rows @ y.T, x.shape[1]).sum(1) for rows in x.split(block)])
+def _kernel_sums(x: Tensor, y: Tensor, kernel: Kernel, block: int) -> tuple[Tensor, Tensor]:
+    """sum_j k(x_i, y_j) of each i and sum_i of each j, i = j left out where x is y; (N, S, D) and (M, S', D)."""
+    rows, columns = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(y), dtype=torch.float64)
+    block = max(block // max(x.shape[1], y.shape[1]), 1)
+    for i in range(0, len(x), block):
+        x_i = x[i : i + block].flatten(0, 1).double()
+        for j in range(0, len(y), block):
+            y_j = y[j : j + block].flatten(0, 1).double()
+            values = kernel(x_i, y_j).unflatten(0, (-1, x.shape[1])).unflatten(2, (-1, y.shape[1])).mean((1, 3))
+            if x is y and i == j:
+                values.fill_diagonal_(0)
+            rows[i : i + block] += values.sum(1)
+            columns[j : j + block] += values.sum(0)
+    return rows, columns
 
 
-def _kernel_diagonal(x: Tensor) -> Tensor:
-    return _cubic(x.square().sum(1), x.shape[1])
-
-
-def _cubic(inner: Tensor, dimension: int) -> Tensor:
-    return (inner / dimension + 1) ** 3
-
-
-def _checked(a: Tensor, b: Tensor, *, least: int) -> tuple[Tensor, Tensor]:
-    a, b = a.double(), b.double()
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+def _check(a: Tensor, b: Tensor, *, least: int) -> None:
+    if a.ndim not in (2, 3) or b.ndim not in (2, 3) or a.shape[-1] != b.shape[-1]:
         raise UserError(
             f"features of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared",
-            "both sets need shape (N, D) with the same D: use the same extractor for both",
+            "both sets need shape (N, D) or (N, S, D) with the same D: use the same extractor for both",
         )
     if min(len(a), len(b)) < least:
         raise UserError(
@@ -125,4 +209,3 @@ def _checked(a: Tensor, b: Tensor, *, least: int) -> tuple[Tensor, Tensor]:
         )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise UserError("the features hold NaN or Inf", "find the volume that is not finite and leave it out")
-    return a, b

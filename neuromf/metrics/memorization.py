@@ -39,6 +39,7 @@ class Audit(NamedTuple):
     median_generated: float
     median_baseline: float
     closest: list[tuple[int, int, float]]  # (generated, training, distance), nearest first
+    flagged: list[int]  # the generated volumes below the threshold
 
 
 def pixel_codes(volumes: Tensor | np.ndarray, *, side: int = 16, batch_size: int = 16) -> tuple[Tensor, Tensor]:
@@ -95,16 +96,18 @@ def audit(generated: Neighbours, baseline: Neighbours, *, pairs: int = 8) -> Aud
             "held-back volumes are also in the training folder (distance 0), so there is no baseline",
             "give --real a folder of volumes that training never saw",
         )
+    below = generated.distance < threshold
     order = generated.distance.argsort()[:pairs].tolist()
     closest = [(i, int(generated.nearest[i]), float(generated.distance[i])) for i in order]
     return Audit(
-        share=float((generated.distance < threshold).double().mean()),
+        share=float(below.double().mean()),
         threshold=threshold,
         n_generated=len(generated.distance),
         n_baseline=len(baseline.distance),
         median_generated=float(generated.distance.median()),
         median_baseline=float(baseline.distance.median()),
         closest=closest,
+        flagged=below.nonzero().flatten().tolist(),
     )
 
 

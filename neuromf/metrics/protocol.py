@@ -13,72 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuromf.errors import UserError
-from neuromf.metrics.distances import Shrinkage, frechet_distance, kid
 from neuromf.metrics.memorization import Audit
 from neuromf.metrics.statistics import Estimate, bootstrap_of_means, proportion_interval
 
 Better = Literal["lower", "higher", "equal"]
 Record = dict[str, Any]
 
-SPLITS = 20
 HISTOGRAM_EDGES = np.linspace(-0.5, 2.0, 251)
 
 
 def record(estimate: Estimate, better: Better, **extra: Any) -> Record:
     """An estimate as a record; `extra` may replace `n` by counts per side."""
     return {**estimate._asdict(), "better": better, **extra}
-
-
-def frechet_record(generated: Tensor, real: Tensor, *, name: str) -> dict[str, Record]:
-    """Frechet distance of the full sets, (N, D) against (M, D): `frechet_<name>`; compare at equal N only."""
-    shrinkage = _estimator(min(len(generated), len(real)), generated.shape[1])
-    value = frechet_distance(generated, real, shrinkage=shrinkage)
-    counts = {"generated": len(generated), "real": len(real)}
-    return {f"frechet_{name}": _frechet(value, counts, generated.shape[1], shrinkage)}
-
-
-def frechet_baseline(generated: Tensor, real: Tensor, *, name: str, seed: int = 0) -> dict[str, Record]:
-    """Frechet distance beside that of real against real volumes, at equal N.
-
-    Over `SPLITS` random splits of the real set into halves A and B of n = min(N, M // 2) volumes:
-    `..._equal_n`, the mean distance of n generated volumes to B; `..._real_real`, that of A to B; `low` and
-    `high` are the 2.5th and 97.5th percentile over the splits (their spread, no confidence interval).
-    `..._ratio` = equal_n / real_real: 1 is as good as fresh real volumes.
-
-    Raises:
-        UserError: fewer than 2 generated or 4 real volumes.
-    """
-    n = min(len(generated), len(real) // 2)
-    if n < 2:
-        raise UserError(
-            f"the real-real baseline needs 2 generated and 4 real volumes, got {len(generated)} and {len(real)}"
-        )
-    shrinkage = _estimator(n, generated.shape[1])
-    against, baseline = [], []
-    for split in range(SPLITS):
-        generator = torch.Generator().manual_seed(seed * SPLITS + split)
-        order = torch.randperm(len(real), generator=generator)
-        half_a, half_b = real[order[:n]], real[order[n : 2 * n]]
-        some = generated[torch.randperm(len(generated), generator=generator)[:n]]
-        against.append(frechet_distance(some, half_b, shrinkage=shrinkage))
-        baseline.append(frechet_distance(half_a, half_b, shrinkage=shrinkage))
-    records = {}
-    for suffix, values in (("equal_n", against), ("real_real", baseline)):
-        low, high = np.percentile(values, [2.5, 97.5]).tolist()
-        entry = _frechet(float(np.mean(values)), n, generated.shape[1], shrinkage)
-        records[f"frechet_{name}_{suffix}"] = entry | {"low": low, "high": high, "splits": SPLITS}
-    if np.mean(baseline) > 0:
-        ratio = float(np.mean(against) / np.mean(baseline))
-        records[f"frechet_{name}_ratio"] = _frechet(ratio, n, generated.shape[1], shrinkage)
-    return records
-
-
-def kid_record(generated: Tensor, real: Tensor, *, name: str) -> dict[str, Record]:
-    """KID (N, D) against (M, D) with a 95 % jackknife interval; 0 inside it means no difference was seen."""
-    counts = {"generated": len(generated), "real": len(real)}
-    extra = {"n": counts, "dimension": generated.shape[1], "kernel": "cubic polynomial"}
-    return {f"kid_{name}": record(kid(generated, real), "lower", **extra)}
 
 
 def mean_record(values: Tensor, better: Better, *, seed: int = 0, **extra: Any) -> Record:
@@ -136,17 +82,6 @@ def audit_record(result: Audit, *, name: str) -> dict[str, Record]:
             "median_distance_held_back": result.median_baseline,
         }
     }
-
-
-def _estimator(n: int, dimension: int) -> Shrinkage:
-    """A sample covariance of n <= D volumes is singular: it is shrunk, and the record says so."""
-    return "none" if n > dimension else "ledoit-wolf"
-
-
-def _frechet(value: float, n: int | dict[str, int], dimension: int, shrinkage: Shrinkage) -> Record:
-    covariance = "sample" if shrinkage == "none" else "shrunk"
-    shape = {"value": value, "low": None, "high": None, "n": n, "better": "lower"}
-    return shape | {"dimension": dimension, "covariance": covariance}
 
 
 def _wasserstein(a: Tensor, b: Tensor) -> Tensor:

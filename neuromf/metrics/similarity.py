@@ -93,32 +93,39 @@ def pairwise_diversity(volumes: Volumes, *, pairs: int = 100, seed: int = 0) -> 
     return torch.cat(values) if values else torch.empty(0, dtype=torch.float64)
 
 
+Similarity = Callable[[Tensor, Tensor], Tensor]
+"""(B, 1, I, J, K) twice -> (B,)."""
+
+
 class Nearest(NamedTuple):
-    """Of each volume (N,): the index of its nearest reference by voxel MSE, that MSE, and SSIM, PSNR in dB."""
+    """Of each volume (N,): the index of its nearest reference by voxel MSE, that MSE, SSIM, PSNR in dB; and LPIPS."""
 
     nearest: Tensor
     mse: Tensor
     ssim: Tensor
     psnr_db: Tensor
+    lpips: Tensor | None = None
 
 
 def nearest_similarity(
     volumes: Volumes,
     references: Volumes,
     *,
+    lpips: Similarity | None = None,
     block: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Nearest:
-    """SSIM and PSNR of each volume to the reference nearest to it in mean squared voxel difference.
+    """SSIM, PSNR and, if given, LPIPS of each volume to the reference nearest to it in mean squared voxel difference.
 
     References are streamed past blocks of `block` volumes: memory does not grow with either set.
 
     Args:
         volumes: (N, 1, I, J, K) or a sequence of (1, I, J, K).
         references: the same of length M.
+        lpips: of two volumes.
         progress: called with (volumes done, N).
     """
-    found, errors, similarities, ratios = [], [], [], []
+    found, errors, similarities, ratios, perceived = [], [], [], [], []
     for queries in batches(volumes, block):
         queries = _unit(queries)
         indices = _nearest(queries.flatten(1), references)
@@ -128,9 +135,12 @@ def nearest_similarity(
             errors.append((query - reference).double().square().mean()[None])
             similarities.append(ssim(query, reference))
             ratios.append(psnr(query, reference))
+            if lpips is not None:
+                perceived.append(lpips(query, reference))
             if progress is not None:
                 progress(len(errors), len(volumes))
-    return Nearest(*(torch.cat(parts) for parts in (found, errors, similarities, ratios)))
+    mse, structure, ratio = (torch.cat(parts) for parts in (errors, similarities, ratios))
+    return Nearest(torch.cat(found), mse, structure, ratio, torch.cat(perceived) if lpips is not None else None)
 
 
 def _nearest(queries: Tensor, references: Volumes, batch_size: int = 16) -> Tensor:

@@ -5,13 +5,8 @@ Scans are looked at by several processes, each holding one at a time; what is ke
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -22,6 +17,7 @@ from neuromf.errors import UserError
 from neuromf.pipeline.check_report import CheckReport, Disk
 from neuromf.pipeline.check_scan import ScanCheck, check_scan
 from neuromf.pipeline.cohort import Cohort
+from neuromf.pipeline.workers import ahead, cores
 
 if TYPE_CHECKING:
     from neuromf.data.sources import Scan
@@ -33,7 +29,6 @@ Progress = Callable[[str, int, int], None]
 _BYTES_PER_VALUE, _METADATA_BYTES = 2 * 4, 6_000
 # A process takes about a second to start: below this many scans each, it does not pay.
 _WORTH_A_PROCESS = 8
-_AT_ONCE = 64
 
 
 def check(
@@ -94,34 +89,8 @@ def check_scans(scans: Sequence[Scan], preprocessing: Preprocessing, workers: in
         UserError: a process was killed, as the kernel does where memory runs out.
     """
     look = partial(check_scan, spec=preprocessing)
-    workers = min(workers or _cores(), max(1, len(scans) // _WORTH_A_PROCESS))
-    if workers == 1:
-        yield from map(look, scans)
-        return
-    # Spawned: a fork would inherit torch's threads, which may hold locks.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_leave_signals_to_the_parent) as pool:
-        try:
-            # In portions, so that what waits does not grow with the number of scans.
-            for start in range(0, len(scans), _AT_ONCE * workers):
-                yield from pool.map(look, scans[start : start + _AT_ONCE * workers], chunksize=4)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a process that read scans was killed; memory may have run out",
-                f"use fewer processes: --workers {workers // 2}",
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _leave_signals_to_the_parent() -> None:
-    """Ctrl-C reaches the whole group; the parent says so once and stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cores() -> int:
-    """The cores this process may use, which a scheduler may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores(), max(1, len(scans) // _WORTH_A_PROCESS))
+    yield from ahead(look, scans, workers)
 
 
 def _free_bytes(folder: Path) -> int | None:

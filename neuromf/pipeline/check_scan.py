@@ -17,6 +17,7 @@ from neuromf.data.preprocessing import Preprocessing, preprocess
 from neuromf.data.sources import Scan
 from neuromf.data.volumes import load_volume, spacing_of
 from neuromf.errors import ScanError
+from neuromf.pipeline.skull_strip import PLAUSIBLE_ML
 
 # Angles below these come from rounding in headers.
 _SHEAR_DEG, _FORMS_DEG = 0.5, 1.0
@@ -63,6 +64,8 @@ class ScanCheck:
 def check_scan(scan: Scan, spec: Preprocessing) -> ScanCheck:
     """Read a scan and prepare it as `encode` would, and tell what was found. Memory: one scan."""
     known: dict[str, Any] = {"subject": scan.subject, "participant": scan.participant, "path": str(scan.path)}
+    if scan.fault is not None:
+        return ScanCheck(**known, verdict="refused", reason=scan.fault.reason, hint=scan.fault.hint)
     image = _header(scan)
     known |= _geometry(image) if image is not None else {}
     try:
@@ -99,6 +102,9 @@ def scan_notes(record: Mapping[str, Any]) -> tuple[str, ...]:
         notes.append(f"sheared: the voxel axes miss right angles by {shear:.1f} degrees, which distorts the head")
     if record["foreground_lost"] > _MUCH_LOST:
         notes.append(f"the crop loses {record['foreground_lost']:.1%} of the head: a larger size keeps it")
+    brain = record.get("skull_strip")
+    if brain is not None and not PLAUSIBLE_ML[0] <= brain["brain_ml"] <= PLAUSIBLE_ML[1]:
+        notes.append(f"suspicious: the brain found measures {brain['brain_ml']:.0f} ml: look at its mask")
     return tuple(notes)
 
 

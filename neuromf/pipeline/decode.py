@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple
 
-import nibabel as nib
-import numpy as np
 import torch
-from torch import Tensor
 
-from neuromf import __version__
-from neuromf.data.latents import latent_path, load_latent, load_latent_folder_info
-from neuromf.data.preprocessing import head_mask
-from neuromf.data.volumes import save_volume, spacing_of
-from neuromf.errors import UserError
-from neuromf.files import remove_leftovers, write_json
 from neuromf.generator import matching_autoencoder
-from neuromf.pipeline.sample import MANIFEST, load_sample, read_manifest
-from neuromf.reporting.figures import montage as draw_montage
+from neuromf.pipeline.background import Background, writer_threads
+from neuromf.pipeline.latent_sources import Encoded, Item, Samples, read_source
+from neuromf.pipeline.sharing import Share, claim, take_own_gpu, wait_for
+from neuromf.pipeline.volume_folder import REPORT, Dtype, VolumeFolder
 
 Progress = Callable[[str, int, int], None]
-INTENSITY_SCALE = 1000
-"""Stored value of intensity 1 (the 99.5th percentile): int16, as NVIDIA's MAISI writes MR."""
-MONTAGE_VOLUMES = 16
-WRITERS = 2
 
 
-class Item(NamedTuple):
-    """One latent to decode: its output name, how to read it, and what the sidecar says about it."""
+@dataclass(frozen=True)
+class Decoding:
+    """How latents become files.
 
-    name: str
-    read: Callable[[], Tensor]
-    sidecar: dict[str, Any]
+    Attributes:
+        autoencoder: name or path, if it is not the one the latents name; its hash must agree all the same.
+        weights: its weights file.
+        memory: bytes it may take on the device; None looks at what is free. Volumes that need more are computed in
+            slabs, which gives the same to rounding.
+        batch_size: volumes decoded at once.
+        dtype, compression: see `VolumeFolder`.
+        montage: also draw `montage.png` of the first 16.
+    """
+
+    autoencoder: str | None = None
+    weights: Path | None = None
+    memory: int | None = None
+    batch_size: int = 1
+    dtype: Dtype = "int16"
+    compression: int = 1
+    montage: bool = True
 
 
 class DecodeReport(NamedTuple):
-    """What was decoded; `failed` maps a volume's name to what the quality check found."""
+    """What was decoded: `made` by this process, `n` volumes are there, `failed` maps names to what the check found."""
 
     out: Path
     n: int
@@ -54,155 +61,123 @@ class DecodeReport(NamedTuple):
 def decode(
     latents: Path,
     out: Path | None = None,
+    decoding: Decoding = Decoding(),
     *,
-    autoencoder: str | None = None,
-    weights: Path | None = None,
-    batch_size: int = 2,
     device: str = "auto",
-    montage: bool = True,
     progress: Progress | None = None,
 ) -> DecodeReport:
-    """Decode the samples of `neuromf sample`, or the encoded latents of `neuromf encode`, to `.nii.gz`.
+    """Decode the samples of `neuromf sample`, or the encoded latents of `neuromf encode`, to NIfTI volumes.
+
+    Every process of a launcher takes its share of the batches; the main one waits for the others and writes the report.
 
     Args:
         latents: a folder with manifest.json or dataset.json.
-        out: `<latents>/volumes` when None; volumes already there are kept.
-        autoencoder: name or path, if it is not the one the latents name; its hash must agree all the same.
-        weights: its weights file.
-        batch_size: volumes decoded at once.
-        montage: also draw `montage.png` of the first 16.
+        out: `<latents>/volumes` when None; sound volumes already there are kept, damaged ones are redone.
+        decoding: with what, and how the volumes are stored.
+        device: auto, cpu, cuda or mps.
         progress: callback (description, done, total).
 
     Raises:
-        UserError: no latents there, or an autoencoder with another hash.
+        UserError: no latents there, an autoencoder with another hash, or a folder of other volumes.
     """
-    recorded, affine, items = _items(Path(latents))
-    if autoencoder is not None:
-        recorded = {**recorded, "name": autoencoder}
-    model = matching_autoencoder(recorded, weights=weights, device=device)
-    made_with = {"name": model.name, "sha256": model.sha256, "licence": model.licence}
-    folder = out or Path(latents) / "volumes"
-    remove_leftovers(folder)
-    missing = [item for item in items if not _volume_path(folder, item).is_file()]
-    done = len(items) - len(missing)
-    failed: dict[str, str] = {}
-    with ThreadPoolExecutor(WRITERS) as writers:
-        pending: list[tuple[Item, Future[str]]] = []
-        for block in _blocks(missing, batch_size):
-            z = torch.stack([item.read() for item in block]).to(model.device)
-            volumes = model.decode(z).float().cpu().numpy()
-            pending += [
-                (item, writers.submit(_write, folder, item, v, affine, made_with))
-                for item, v in zip(block, volumes, strict=True)
-            ]
-            while len(pending) > 4 * WRITERS:  # writing overlaps decoding, without holding many volumes
-                _collect(pending.pop(0), failed)
-            done += len(block)
+    take_own_gpu(device)
+    source, share = read_source(Path(latents)), Share.own()
+    made = done = 0
+    with Decoder(source, out or Path(latents) / "volumes", decoding, device) as decoder:
+        for block, members in groupby(source.numbers, key=lambda number: number // decoding.batch_size):
+            numbers = list(members)
+            if share.has(block):
+                missing = [number for number in numbers if not decoder.has(number)]
+                decoder.add({number: source.item(number) for number in missing})
+                made += len(missing)
+            done += len(numbers)
             if progress:
-                progress("decoding", done, len(items))
-        for job in pending:
-            _collect(job, failed)
-    if montage:
-        _draw(folder, items, affine)
-    write_json(folder / "decode_report.json", {"n": len(items), "autoencoder": recorded, "failed": failed})
-    return DecodeReport(folder, len(items), len(missing), failed)
+                progress("decoding", done, len(source.numbers))
+    failed = decoder.finish(source.numbers) if share.main else {}
+    return DecodeReport(decoder.volumes.path, len(source.numbers), made, failed)
 
 
-def read_stored(path: Path) -> np.ndarray:
-    """A volume as `decode` and `render` store it, (I, J, K) float32 with intensity 1 at 1; whatever it holds."""
-    return np.asarray(nib.Nifti1Image.from_filename(path).dataobj, dtype=np.float32) / INTENSITY_SCALE
+class Decoder(AbstractContextManager["Decoder"]):
+    """Decodes latents into a folder, while threads check, compress and write the volumes before.
 
+    A latent is always decoded at its own place (its number modulo the batch size) of a batch of full size, with zeros
+    in places where there is nothing to do: its bits then depend neither on what an earlier call has finished nor on
+    how processes share the work.
 
-def check_volume(volume: np.ndarray) -> str:
-    """What is wrong with a decoded volume, or "" (finite, not empty, range, head size within bounds)."""
-    if not np.isfinite(volume).all():
-        return f"{100 * (1 - np.isfinite(volume).mean()):.2g} % of the voxels are not finite"
-    if volume.max() - volume.min() < 0.05:
-        return f"empty: intensities lie between {volume.min():.3g} and {volume.max():.3g}"
-    if volume.max() > 5 or volume.min() < -2:
-        return f"out of range: intensities lie between {volume.min():.3g} and {volume.max():.3g}"
-    share = float(head_mask(volume).mean())
-    return "" if 0.02 < share < 0.98 else f"the head covers {100 * share:.1f} % of the volume"
+    Args:
+        source: where the latents come from.
+        folder: of the volumes; made on entering the `with` block.
+        decoding: with what, and how the volumes are stored.
+        device: auto, cpu, cuda or mps.
 
+    Raises:
+        UserError: an autoencoder with another hash, or a folder of other volumes.
+    """
 
-def _items(latents: Path) -> tuple[dict[str, Any], np.ndarray, list[Item]]:
-    """(autoencoder record, affine, items) of a folder of samples or of encoded latents."""
-    if (latents / MANIFEST).is_file():
-        manifest = read_manifest(latents)
-        paths = sorted((latents / "latents").glob("sample_*.pt"))
-        if not paths:
-            raise UserError(f"{latents} holds no samples yet", "run `neuromf sample` first")
-        items = [Item(path.stem, partial(_generated, path), _sidecar(manifest, path)) for path in paths]
-        return manifest["autoencoder"], _affine(manifest), items
-    info = load_latent_folder_info(latents)
-    subjects = sorted(subject for names in info.splits.values() for subject in names)
-    note = {"SyntheticImage": False, "Description": "reconstruction of a real scan by the autoencoder"}
-    items = [Item(subject, partial(_encoded, latent_path(latents, subject)), note) for subject in subjects]
-    return info.dataset["autoencoder"], _affine(info.dataset), items
+    def __init__(self, source: Samples | Encoded, folder: Path, decoding: Decoding, device: str) -> None:
+        recorded = source.autoencoder
+        if decoding.autoencoder is not None:
+            recorded = {**recorded, "name": decoding.autoencoder}
+        self.model = matching_autoencoder(recorded, weights=decoding.weights, device=device, memory=decoding.memory)
+        shape = tuple(n * self.model.factor for n in source.latent_shape[1:])
+        self.source, self.decoding = source, decoding
+        self._since, self._slowest_s = time.time(), 0.0
+        self.volumes = VolumeFolder(folder, shape, decoding.dtype, decoding.compression)
+        autoencoder = {"name": self.model.name, "sha256": self.model.sha256, "licence": self.model.licence}
+        self.record = {
+            **source.identity,
+            "autoencoder": autoencoder,
+            "dtype": decoding.dtype,
+            "suffix": self.volumes.suffix,
+        }
+        self._claim(dry_run=True)
+        threads = writer_threads()
+        self._writers = Background(threads, waiting=2 * threads)
 
+    def _claim(self, *, dry_run: bool) -> None:
+        keys = [f"{kind}.{key}" for kind, values in self.source.identity.items() for key in values]
+        keys += ["autoencoder.sha256", "dtype", "suffix"]
+        claim(self.volumes.path, REPORT, self.record, keys, "volumes", dry_run=dry_run)
 
-def _affine(record: dict[str, Any]) -> np.ndarray:
-    """The training grid's affine; where scans kept their own spacing there is none, and 1 mm is assumed."""
-    return np.asarray(record["affine"], dtype=float) if record.get("affine") is not None else np.eye(4)
+    def __enter__(self) -> Decoder:
+        self._claim(dry_run=False)
+        return self
 
+    def has(self, number: int) -> bool:
+        """Whether a volume is there, whole."""
+        return self.volumes.holds(self.source.name(number))
 
-def _sidecar(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
-    return {
-        "SyntheticImage": True,
-        "Description": "made by a generative model; shows no real person, not for clinical use",
-        "GeneratedBy": [{"Name": "neuromf", "Version": __version__}],
-        "Model": manifest["model"],
-        "Objective": manifest["objective"],
-        "Seed": manifest["seed"],
-        "Index": int(path.stem.rpartition("_")[2]),
-        "NFE": manifest["nfe"],
-        "Solver": manifest["solver"],
-        "Condition": manifest.get("condition"),
-    }
+    def add(self, items: Mapping[int, Item]) -> None:
+        """Decode latents by their numbers, and hand them to the writers; raises what an earlier write raised."""
+        size = self.decoding.batch_size
+        for _, members in groupby(sorted(items), key=lambda number: number // size):
+            numbers, began_s = list(members), time.perf_counter()
+            batch = torch.zeros(size, *self.source.latent_shape)
+            for number in numbers:
+                batch[number % size] = items[number].latent
+            volumes = self.model.decode(batch.to(self.model.device)).float().cpu().numpy()
+            for number in numbers:
+                name, _, affine, sidecar = items[number]
+                note = {**sidecar, "Autoencoder": self.record["autoencoder"]}
+                self._writers.add(self.volumes.write, name, volumes[number % size, 0], affine, note)
+            self._slowest_s = max(self._slowest_s, time.perf_counter() - began_s)
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait until everything is written."""
+        self._writers.__exit__(kind, error, trace)
 
-def _blocks(items: list[Item], size: int) -> Iterator[list[Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    def finish(self, numbers: Sequence[int]) -> dict[str, str]:
+        """Wait for the volumes of other processes, then write report and montage; the main process does it.
 
+        Returns:
+            What the check found, by name, in the whole folder.
+        """
+        wait_for(numbers, self._arrived, "volumes", slowest_s=self._slowest_s)
+        return self.volumes.finish(self.record, self.decoding.montage)
 
-def _generated(path: Path) -> Tensor:
-    return load_sample(path)[1]
-
-
-def _encoded(path: Path) -> Tensor:
-    return load_latent(path)["z"]
-
-
-def _volume_path(folder: Path, item: Item) -> Path:
-    return folder / f"{item.name}.nii.gz"
-
-
-def _write(folder: Path, item: Item, volume: np.ndarray, affine: np.ndarray, made_with: dict[str, Any]) -> str:
-    problem = check_volume(volume[0])
-    sidecar = {
-        **item.sidecar,
-        "Autoencoder": made_with,
-        "IntensityRange": [0, INTENSITY_SCALE],
-        "QualityCheck": problem or "passed",
-    }
-    write_json(folder / f"{item.name}.json", sidecar)
-    finite = np.nan_to_num(volume[0], nan=0.0, posinf=0.0, neginf=0.0)
-    description = "neuromf synthetic" if item.sidecar["SyntheticImage"] else "neuromf reconstruction"
-    save_volume(
-        _volume_path(folder, item), finite * INTENSITY_SCALE, affine, dtype=np.int16, header_description=description
-    )
-    return problem
-
-
-def _collect(job: tuple[Item, Future[str]], failed: dict[str, str]) -> None:
-    item, future = job
-    if problem := future.result():
-        failed[item.name] = problem
-
-
-def _draw(folder: Path, items: list[Item], affine: np.ndarray) -> None:
-    shown = items[:MONTAGE_VOLUMES]
-    volumes = [read_stored(_volume_path(folder, item)) for item in shown]
-    titles = [item.name for item in shown]
-    draw_montage([v.clip(0, 1) for v in volumes], titles, folder / "montage.png", spacing_mm=spacing_of(affine))
+    def _arrived(self, number: int) -> bool:
+        """As `has`; files of this call are whole since they were renamed, and need not be read."""
+        path = self.volumes.volume(self.source.name(number))
+        return path.is_file() and (path.stat().st_mtime >= self._since or self.has(number))

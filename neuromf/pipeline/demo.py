@@ -20,12 +20,13 @@ from neuromf.data.latents import LatentFolderInfo, load_latent, load_latent_fold
 from neuromf.data.preprocessing import Preprocessing
 from neuromf.files import write_json, write_text
 from neuromf.models.autoencoder import Autoencoder, load_autoencoder
-from neuromf.pipeline.decode import decode, read_stored
+from neuromf.pipeline.decode import decode
 from neuromf.pipeline.encode import encode
 from neuromf.pipeline.evaluate import evaluate
 from neuromf.pipeline.render import Recipe, render
 from neuromf.pipeline.sample import sample
 from neuromf.pipeline.train import train
+from neuromf.pipeline.volume_folder import read_stored
 from neuromf.reporting.figures import comparison_sheet
 from neuromf.reporting.tables import markdown_table
 
@@ -108,7 +109,7 @@ def demo(out: Path, *, seed: int = 0, progress: Any = None) -> DemoReport:
 def _generate(run: Path, nfe: int, seed: int, progress: Any) -> None:
     folder = _generated(run, nfe)
     sample(str(run), GENERATED, nfe=nfe, seed=seed, out=folder, batch_size=16, device="cpu", progress=progress)
-    decode(folder, device="cpu", batch_size=4, progress=progress)
+    decode(folder, device="cpu", progress=progress)
 
 
 def _measure(

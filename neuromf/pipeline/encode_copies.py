@@ -6,20 +6,26 @@ settings and its own draw are the same; so the same command continues, and a lar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
-from neuromf.data.augmentation import Augmenter, Change
+from neuromf.data.augmentation import Change
 from neuromf.data.latents import FLIPPED_FOLDER, copy_name, latent_path
 from neuromf.data.sources import Scan
 from neuromf.errors import ScanError
-from neuromf.files import remove_leftovers
+from neuromf.pipeline.encode_input import WantedCopies, prepare_copies
 from neuromf.pipeline.encode_report import CopiesReport
-from neuromf.pipeline.encode_scan import EncodeJob, encode_volume, finished_metadata, latent_metadata, read_scan
+from neuromf.pipeline.encode_scan import EncodeJob, encode_volume, finished_metadata, latent_metadata
+from neuromf.pipeline.workers import ahead
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[int], None]
+
+# Copies that travel together, so that memory does not grow with their number.
+_AT_ONCE = 4
 
 
 class HashedScan(NamedTuple):
@@ -36,44 +42,69 @@ def plan_copies(job: EncodeJob, scans: Sequence[HashedScan]) -> CopiesReport:
     return CopiesReport(len(scans), of_each, 0, len(scans) * of_each - planned, planned, _unused(job))
 
 
-def encode_copies(job: EncodeJob, scans: Sequence[HashedScan], progress: Progress | None = None) -> CopiesReport:
-    """Write the copies of the training scans that are not there yet.
+def encode_copies(job: EncodeJob, scans: Sequence[HashedScan], workers: int, progress: Progress) -> int:
+    """Write the copies of some training scans that are not there yet; returns how many.
+
+    Args:
+        job: what is the same for all.
+        scans: those of this process.
+        workers: processes that make copies ahead of the autoencoder; 1: none do.
+        progress: called with how many scans are done.
 
     Raises:
         ScanError: a copy gives no finite latent. Training on fewer copies of it would not be what was asked for.
     """
-    encoded, of_each = 0, job.copies + job.flip_copies
-    for kind in _changes(job, "any"):
-        remove_leftovers(job.out / kind)
-    for done, entry in enumerate(scans if of_each else (), start=1):
-        encoded += _encode_missing(job, entry)
-        if progress is not None:
-            progress("copies", done, len(scans))
-    return CopiesReport(len(scans), of_each, encoded, len(scans) * of_each - encoded, 0, _unused(job))
+    place = {entry.scan.subject: n for n, entry in enumerate(scans)}
+    wanted: list[WantedCopies] = []
+
+    def missing() -> Iterator[WantedCopies]:
+        for entry in scans:
+            changes = list(_missing(job, entry).items())
+            for start in range(0, len(changes), _AT_ONCE):
+                wanted.append(WantedCopies(*entry, dict(changes[start : start + _AT_ONCE])))
+                yield wanted[-1]
+
+    encoded = 0
+    with closing(ahead(partial(prepare_copies, how=job.preparation), missing(), workers)) as prepared:
+        for copies in prepared:
+            asked = wanted.pop(0)
+            progress(place[asked.scan.subject])
+            origin = latent_metadata(job, asked.scan, asked.sha256, copies.prepared)
+            for kind, array in copies.arrays.items():
+                _encode_copy(job, asked, kind, torch.from_numpy(array)[None], origin)
+            encoded += len(copies.arrays)
+    progress(len(scans))
+    return encoded
 
 
-def _encode_missing(job: EncodeJob, entry: HashedScan) -> int:
-    missing = _missing(job, entry)
-    if not missing:
-        return 0
-    volume, prepared = read_scan(job, entry.scan)
-    augmenter, origin = Augmenter(volume, prepared), latent_metadata(job, entry.scan, entry.sha256, prepared)
-    for kind, change in missing.items():
-        array = torch.from_numpy(augmenter.copy(change))[None]
-        metadata = origin | _identity(job, kind, change)
-        try:
-            encode_volume(job, latent_path(job.out, entry.scan.subject, kind), array, metadata)
-        except ScanError as error:
-            raise ScanError(f"{entry.scan.path}, {kind}: {error.message}", error.hint) from error
-    return len(missing)
+def _encode_copy(
+    job: EncodeJob, asked: WantedCopies, kind: str, volume: torch.Tensor, origin: Mapping[str, Any]
+) -> None:
+    metadata = dict(origin) | _identity(job, kind, asked.changes[kind])
+    try:
+        encode_volume(job, latent_path(job.out, asked.scan.subject, kind), volume, metadata)
+    except ScanError as error:
+        raise ScanError(f"{asked.scan.path}, {kind}: {error.message}", error.hint) from error
+
+
+def report_copies(job: EncodeJob, scans: int, encoded: int) -> CopiesReport:
+    """What became of the copies of all training scans, of which `encoded` were made now."""
+    of_each = job.copies + job.flip_copies
+    return CopiesReport(scans, of_each, encoded, scans * of_each - encoded, 0, _unused(job))
+
+
+def copy_folders(job: EncodeJob) -> list[str]:
+    """The subfolders of the copies that were asked for."""
+    return list(_changes(job, "any"))
 
 
 def _missing(job: EncodeJob, entry: HashedScan) -> dict[str, Change]:
     """The copies of a scan that are not there, or are of something else."""
     missing = {}
     for kind, change in _changes(job, entry.scan.subject).items():
-        found = finished_metadata(job, latent_path(job.out, entry.scan.subject, kind), entry.sha256)
-        if found is None or any(found.get(key) != value for key, value in _identity(job, kind, change).items()):
+        found = finished_metadata(job, latent_path(job.out, entry.scan.subject, kind))
+        expected = {"sha256": entry.sha256}, _identity(job, kind, change)
+        if found is None or not (_holds(found["input"], expected[0]) and _holds(found, expected[1])):
             missing[kind] = change
     return missing
 
@@ -92,6 +123,10 @@ def _identity(job: EncodeJob, kind: str, change: Change) -> dict[str, Any]:
         "flipped": change.flip,
         "augmentation": {"copy": kind, "settings": job.augmentation.to_dict(), "change": change.to_dict()},
     }
+
+
+def _holds(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    return all(found.get(key) == value for key, value in expected.items())
 
 
 def _unused(job: EncodeJob) -> tuple[str, ...]:

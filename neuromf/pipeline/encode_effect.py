@@ -23,7 +23,7 @@ from neuromf.data.latents import LatentStatistics
 from neuromf.metrics.similarity import WINDOW, psnr, ssim
 from neuromf.models.autoencoder import Autoencoder
 from neuromf.pipeline.encode_copies import HashedScan
-from neuromf.pipeline.encode_scan import EncodeJob, read_scan
+from neuromf.pipeline.encode_scan import EncodeJob
 
 Progress = Callable[[str, int, int], None]
 
@@ -93,7 +93,7 @@ def measure_effect(
         return dict(before)
     found: dict[str, list[Agreement]] = {"flip": [], "gain": []}
     for done, entry in enumerate(chosen, start=1):
-        volume = torch.from_numpy(read_scan(job, entry.scan)[1].array)[None]
+        volume = torch.from_numpy(job.preparation.read(entry.scan, entry.sha256)[1].array)[None]
         found["flip"].append(agreement(job.autoencoder, volume, lambda x: x.flip(2), statistics))
         found["gain"].append(agreement(job.autoencoder, volume, lambda x: GAIN * x, statistics))
         if progress is not None:

@@ -37,6 +37,12 @@ class ScanReport:
     notes: tuple[str, ...] = ()
     reconstruction: dict[str, float | None] | None = None
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ScanReport:
+        """The record that `asdict` gave, also after JSON."""
+        plain: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+        return cls(**plain)
+
 
 @dataclass(frozen=True)
 class CopiesReport:

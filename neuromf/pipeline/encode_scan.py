@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,14 +19,15 @@ import torch
 from neuromf import __version__
 from neuromf.data.augmentation import Augmentation
 from neuromf.data.latents import FORMAT, FORMAT_VERSION, latent_path, load_latent, save_latent
-from neuromf.data.preprocessing import Prepared, Preprocessing, preprocess
+from neuromf.data.preprocessing import Prepared, Preprocessing
 from neuromf.data.sources import Scan
-from neuromf.data.volumes import Volume, absent, load_volume
 from neuromf.errors import ScanError, UserError
-from neuromf.files import sha256_file
 from neuromf.metrics.similarity import psnr, ssim
 from neuromf.pipeline.check_scan import scan_notes
+from neuromf.pipeline.cleaning import MASKS_FOLDER, Cleaning
+from neuromf.pipeline.encode_input import Found, Preparation, Wanted, input_hash, prepare
 from neuromf.pipeline.encode_report import ScanReport
+from neuromf.pipeline.workers import ahead
 
 if TYPE_CHECKING:
     from neuromf.models.autoencoder import Autoencoder
@@ -31,12 +37,14 @@ if TYPE_CHECKING:
 class EncodeJob:
     """What is the same for every scan of a run.
 
-    `augmentation` is of the `copies` beside the mirrored ones; `covariates` are subject -> column -> value.
+    `cleaning` is what comes before `preprocessing`; `augmentation` is of the `copies` beside the mirrored ones;
+    `covariates` are subject -> column -> value.
     """
 
     out: Path
     autoencoder: Autoencoder
     preprocessing: Preprocessing
+    cleaning: Cleaning = field(default_factory=Cleaning)
     report: bool = False
     flip_copies: bool = False
     copies: int = 0
@@ -51,14 +59,29 @@ class EncodeJob:
             "format_version": FORMAT_VERSION,
             "autoencoder": self.autoencoder_record,
             "preprocessing": self.preprocessing.to_dict(),
+            "cleaning": self.cleaning.identity,
             "latent_shape": list(self.latent_shape),
         }
+
+    @property
+    def preparation(self) -> Preparation:
+        """What processes that prepare scans need to know."""
+        return Preparation(self.out / MASKS_FOLDER, self.preprocessing, self.cleaning)
 
     @property
     def autoencoder_record(self) -> dict[str, Any]:
         """What of the autoencoder travels with every latent."""
         a = self.autoencoder
         return {"name": a.name, "sha256": a.sha256, "latent_channels": a.latent_channels, "factor": a.factor}
+
+    @property
+    def preprocessing_sha256(self) -> str:
+        """Equal for scans that are prepared alike: cleaning and preprocessing."""
+        cleaning = self.cleaning.identity
+        if cleaning is None:
+            return self.preprocessing.digest
+        both = json.dumps([self.preprocessing.digest, cleaning], sort_keys=True)
+        return hashlib.sha256(both.encode()).hexdigest()
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -70,51 +93,61 @@ class EncodeJob:
 def plan_scan(job: EncodeJob, scan: Scan) -> ScanReport:
     """What would become of a scan, without encoding it."""
     try:
-        sha256 = _input_hash(scan)
+        sha256 = input_hash(scan)
     except ScanError as error:
-        return ScanReport(
-            scan.subject, str(scan.path), "refused", error.message.removeprefix(f"{scan.path}: "), error.hint
-        )
-    kept = _kept(job, scan, sha256) is not None
+        return _refused(scan, error)
+    found = _finished(job, scan)
+    kept = found is not None and found["input"]["sha256"] == sha256
     return ScanReport(scan.subject, str(scan.path), "kept" if kept else "planned", sha256=sha256)
 
 
-def encode_scan(job: EncodeJob, scan: Scan, strict: bool) -> ScanReport:
-    """Write the latent of a scan unless it is there already, or say why it cannot be used.
+def encode_scans(
+    job: EncodeJob, scans: Sequence[Scan], strict: bool, workers: int
+) -> Generator[ScanReport, None, None]:
+    """Write the latents that are not there already, and say of each scan what became of it, in their order.
+
+    `workers` processes prepare scans ahead of the autoencoder (1: none do).
 
     Raises:
-        ScanError: with `strict`, where it cannot be used.
+        ScanError: with `strict`, at the first scan that cannot be used.
     """
-    started_s = time.perf_counter()
-    sha256 = ""
+    there: deque[dict[str, Any] | None] = deque()
+
+    def wanted() -> Iterator[Wanted]:
+        for scan in scans:
+            there.append(_finished(job, scan))
+            yield Wanted(scan, there[-1]["input"]["sha256"] if there[-1] else None)
+
+    with closing(ahead(partial(prepare, how=job.preparation), wanted(), workers)) as prepared:
+        for scan, found in zip(scans, prepared, strict=True):
+            yield _encode_found(job, scan, found, there.popleft(), strict)
+
+
+def _encode_found(job: EncodeJob, scan: Scan, found: Found, there: dict[str, Any] | None, strict: bool) -> ScanReport:
+    """Encode a prepared scan, or keep what is `there`: the metadata of its latent."""
+    began = time.perf_counter()
+    status: Literal["encoded", "kept"] = "kept"
     try:
-        sha256 = _input_hash(scan)
-        metadata = _kept(job, scan, sha256)
-        status: Literal["encoded", "kept"] = "encoded" if metadata is None else "kept"
-        if metadata is None:
-            metadata = _encode_one(job, scan, sha256)
-        elif (metadata.get("covariates") or {}) != job.covariates.get(scan.subject, {}):
-            metadata = _with_covariates(job, scan)
+        if found.error is not None:
+            raise found.error
+        if found.prepared is not None:
+            status, metadata = "encoded", _encode_one(job, scan, found.sha256, found.prepared)
+        else:
+            assert there is not None
+            metadata = there
+            if (metadata.get("covariates") or {}) != job.covariates.get(scan.subject, {}):
+                metadata = _with_covariates(job, scan)
     except ScanError as error:
-        reason = error.message.removeprefix(f"{scan.path}: ")
         if strict:
-            raise ScanError(f"{scan.path}: {reason}", error.hint) from error
-        return ScanReport(
-            scan.subject,
-            str(scan.path),
-            "refused",
-            reason,
-            error.hint,
-            sha256=sha256,
-            seconds=round(time.perf_counter() - started_s, 3),
-        )
+            raise ScanError(f"{scan.path}: {_reason(scan, error)}", error.hint) from error
+        return _refused(scan, error, found.sha256, found.seconds + time.perf_counter() - began)
     record = metadata["preprocessing"]
     return ScanReport(
         scan.subject,
         str(scan.path),
         status,
-        sha256=sha256,
-        seconds=round(time.perf_counter() - started_s, 3),
+        sha256=found.sha256,
+        seconds=round(found.seconds + time.perf_counter() - began, 3),
         spacing_mm=tuple(record["spacing_mm"]),
         foreground_lost=record["foreground_lost"],
         notes=scan_notes(record),
@@ -122,24 +155,30 @@ def encode_scan(job: EncodeJob, scan: Scan, strict: bool) -> ScanReport:
     )
 
 
-def _encode_one(job: EncodeJob, scan: Scan, sha256: str) -> dict[str, Any]:
-    """Scan -> latent file; returns the metadata written."""
-    _, prepared = read_scan(job, scan)
+def _refused(scan: Scan, error: ScanError, sha256: str = "", seconds: float = 0.0) -> ScanReport:
+    return ScanReport(
+        scan.subject,
+        str(scan.path),
+        "refused",
+        _reason(scan, error),
+        error.hint,
+        sha256=sha256,
+        seconds=round(seconds, 3),
+    )
+
+
+def _reason(scan: Scan, error: ScanError) -> str:
+    return error.message.removeprefix(f"{scan.path}: ")
+
+
+def _encode_one(job: EncodeJob, scan: Scan, sha256: str, prepared: Prepared) -> dict[str, Any]:
+    """Prepared scan -> latent file; returns the metadata written."""
     volume = torch.from_numpy(prepared.array)[None]
     quality = _reconstruction(job.autoencoder, volume) if job.report else None
     metadata = latent_metadata(job, scan, sha256, prepared)
     metadata |= {"covariates": dict(job.covariates.get(scan.subject, {})), "reconstruction": quality}
     encode_volume(job, latent_path(job.out, scan.subject), volume, metadata)
     return metadata
-
-
-def read_scan(job: EncodeJob, scan: Scan) -> tuple[Volume, Prepared]:
-    """A scan as it goes into `preprocess`, and what comes out.
-
-    Skull stripping, then N4, take their place between the two steps here.
-    """
-    volume = load_volume(scan.path)
-    return volume, preprocess(volume, job.preprocessing)
 
 
 def latent_metadata(job: EncodeJob, scan: Scan, sha256: str, prepared: Prepared) -> dict[str, Any]:
@@ -149,7 +188,7 @@ def latent_metadata(job: EncodeJob, scan: Scan, sha256: str, prepared: Prepared)
         "input": {"name": scan.path.name, "sha256": sha256},
         "autoencoder": job.autoencoder_record,
         "preprocessing": prepared.record,
-        "preprocessing_sha256": job.preprocessing.digest,
+        "preprocessing_sha256": job.preprocessing_sha256,
         "neuromf_version": __version__,
         "flipped": False,
         "augmentation": None,
@@ -178,15 +217,6 @@ def _reconstruction(autoencoder: Autoencoder, volume: torch.Tensor) -> dict[str,
     return {"ssim": float(ssim(volume, restored)), "psnr_db": ratio if math.isfinite(ratio) else None}
 
 
-def _input_hash(scan: Scan) -> str:
-    try:
-        return sha256_file(scan.path)
-    except FileNotFoundError as error:
-        raise absent(scan.path) from error
-    except OSError as error:
-        raise ScanError(f"{scan.path}: cannot be read ({error.strerror})", "check the file and its rights") from error
-
-
 def _with_covariates(job: EncodeJob, scan: Scan) -> dict[str, Any]:
     """Write what is known of the scan by now into its finished latent: a corrected age needs no new encoding."""
     path = latent_path(job.out, scan.subject)
@@ -196,15 +226,15 @@ def _with_covariates(job: EncodeJob, scan: Scan) -> dict[str, Any]:
     return metadata
 
 
-def _kept(job: EncodeJob, scan: Scan, sha256: str) -> dict[str, Any] | None:
-    """The metadata of an earlier run's latent if it is what this run would write, else None."""
-    metadata = finished_metadata(job, latent_path(job.out, scan.subject), sha256)
+def _finished(job: EncodeJob, scan: Scan) -> dict[str, Any] | None:
+    """The metadata of a scan's latent if this run would write the same of the same file, else None."""
+    metadata = finished_metadata(job, latent_path(job.out, scan.subject))
     unmeasured = metadata is not None and job.report and metadata.get("reconstruction") is None
     return None if unmeasured else metadata
 
 
-def finished_metadata(job: EncodeJob, path: Path, sha256: str) -> dict[str, Any] | None:
-    """The metadata of a latent file, or of a copy, if it was made of this scan with these settings, else None."""
+def finished_metadata(job: EncodeJob, path: Path) -> dict[str, Any] | None:
+    """The metadata of a latent file, or of a copy, if it was made with these settings, of whatever file; else None."""
     if not path.is_file():
         return None
     try:
@@ -212,8 +242,9 @@ def finished_metadata(job: EncodeJob, path: Path, sha256: str) -> dict[str, Any]
     except UserError:
         return None
     same = (
-        metadata.get("input", {}).get("sha256") == sha256
-        and metadata.get("preprocessing_sha256") == job.preprocessing.digest
+        isinstance(metadata.get("input"), dict)
+        and "sha256" in metadata["input"]
+        and metadata.get("preprocessing_sha256") == job.preprocessing_sha256
         and metadata.get("autoencoder") == job.autoencoder_record
     )
     return metadata if same else None

@@ -1,18 +1,18 @@
 """`neuromf evaluate`: compare a folder of generated volumes with a folder of real ones, offline.
 
 Every number carries its N, its interval where it has one, and the extractor by name and hash; what cannot be
-computed here is listed with the reason. A further family of metrics is one more `_measure_*` function that
-fills `Results`; a further feature extractor one more entry beside "builtin".
+computed here is listed with the reason. A further family of metrics is one more `measure` function that
+fills `Results`; what is measured on features is in `evaluation_features`.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,34 +24,21 @@ from neuromf.data.volume_sets import Grid, VolumeSet, evenly, find_volumes, firs
 from neuromf.errors import UserError
 from neuromf.metrics import protocol
 from neuromf.metrics.features import batches
-from neuromf.metrics.features import features as extract
-from neuromf.metrics.memorization import audit, nearest_neighbours, pixel_codes
 from neuromf.metrics.protocol import Record
 from neuromf.metrics.similarity import ms_ssim_scales, nearest_similarity, pairwise_diversity
 from neuromf.metrics.spectrum import high_frequency_energy_ratio, radial_power_spectrum, spectrum_distance
+from neuromf.models.extractors import Lpips
+from neuromf.pipeline.evaluation_features import BUILTIN, check_features, lpips, measure_features
 from neuromf.pipeline.evaluation_report import EvaluateReport, Plots, Results, Settings, write_report
+from neuromf.pipeline.evaluation_run import Autoencoder, Progress, Run
 
 __all__ = ["Autoencoder", "EvaluateReport", "GeneratedLatents", "evaluate"]
 
-Progress = Callable[[str, int, int], None]
 Source = str | Path | Sequence[str | Path]
 
+FEATURES = (BUILTIN,)
+CACHE = ".features"
 _DIVERSITY_PAIRS = 64
-
-
-class Autoencoder(Protocol):
-    """What is needed of an autoencoder."""
-
-    name: str
-    sha256: str
-
-    def encode(self, volume: Tensor, /) -> Any:
-        """(B, 1, I, J, K) -> a posterior with `.mean` (B, C, i, j, k)."""
-        ...
-
-    def check_size(self, size: Any, /) -> Any:
-        """Raise UserError for a size it cannot take."""
-        ...
 
 
 class GeneratedLatents(NamedTuple):
@@ -70,6 +57,8 @@ def evaluate(
     out: Path | None = None,
     latents: GeneratedLatents | None = None,
     preprocessing: Preprocessing | None = None,
+    features: Sequence[str] = FEATURES,
+    cache: Path | None = None,
     batch_size: int = 4,
     seed: int = 0,
     limit: int | None = None,
@@ -86,44 +75,33 @@ def evaluate(
         out: where to write; `<generated>/evaluation` when None.
         latents: generated latents and training statistics, to compare the two.
         preprocessing: how `real` and `train` are brought to the grid (the run's own settings).
+        features: names of `evaluation_features`: "builtin", published networks, "module:FILE.py", "lpips".
+        cache: where features of volumes are kept, which any evaluation may share; `<out>/.features` when None.
         seed: keys the bootstrap, the random halves and pairs.
         limit: use at most this many volumes of each set, evenly spread.
         progress: called with (description, done, total).
 
     Raises:
-        UserError: a folder is empty or holds nothing usable, generated volumes of different grids, or a
-            size the autoencoder cannot take.
+        UserError: a folder is empty or holds nothing usable, generated volumes of different grids, a size
+            the autoencoder cannot take, or features of an unknown name.
     """
+    names = check_features(features)
     paths = _find(generated, real, train, limit)
     out = _out_folder(generated, out)
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
         tell = progress or (lambda *_: None)
         grid = first_grid(paths["generated"])
-        autoencoder.check_size(grid.size)
+        if BUILTIN in names:
+            autoencoder.check_size(grid.size)
         sets = _read(paths, grid, Path(scratch), preprocessing, tell)
-        run = _Run(sets, Results(), autoencoder, batch_size, seed, device, tell)
-        _measure_features(run)
+        run = Run(sets, Results(), autoencoder, names, cache or out / CACHE, batch_size, seed, device, tell)
+        measure_features(run)
         _measure_similarity(run)
         frequency, power = _measure_spectrum(run)
         densities = _measure_intensity(run)
         _measure_latents(run, latents)
         settings = Settings(autoencoder.name, autoencoder.sha256, seed, limit, preprocessing)
         return write_report(out, sets, run.results, Plots(frequency, power, densities), settings)
-
-
-class _Run(NamedTuple):
-    """What every measurement works with; records go to `results`."""
-
-    sets: dict[str, VolumeSet]
-    results: Results
-    autoencoder: Autoencoder
-    batch_size: int
-    seed: int
-    device: str | torch.device
-    tell: Progress
-
-    def counts(self, *names: str) -> dict[str, int]:
-        return {name: len(self.sets[name]) for name in names or ("generated", "real")}
 
 
 def _find(generated: Source, real: Source, train: Source | None, limit: int | None) -> dict[str, list[Path]]:
@@ -166,63 +144,17 @@ def _read(
     }
 
 
-def _measure_features(run: _Run) -> None:
-    """Frechet and KID of the built-in features; the memorisation audit where there is a training set."""
-    vectors = {name: _features(run, name) for name in run.sets}
-    pair = vectors["generated"], vectors["real"]
-    attempt = run.results.attempt
-    attempt("frechet_builtin", lambda: protocol.frechet_record(*pair, name="builtin"))
-    attempt("frechet_builtin_real_real", lambda: protocol.frechet_baseline(*pair, name="builtin", seed=run.seed))
-    attempt("kid_builtin", lambda: protocol.kid_record(*pair, name="builtin"))
-    if "train" not in run.sets:
-        run.results.not_computed["memorized_share"] = "no training volumes were given (--train FOLDER)"
-        return
-    codes = {name: pixel_codes(volumes.array) for name, volumes in run.sets.items()}
-    _measure_memorization(run, "pixels", codes, codes["train"][0])
-    both = {name: (vectors[name], _features(run, name, mirrored=True)) for name in ("generated", "real")}
-    _measure_memorization(run, "builtin", both, vectors["train"])
-
-
-def _features(run: _Run, name: str, *, mirrored: bool = False) -> Tensor:
-    array = run.sets[name].array
-    return extract(
-        array[:, :, ::-1] if mirrored else array,
-        run.autoencoder,
-        batch_size=run.batch_size,
-        device=run.device,
-        progress=partial(run.tell, f"features of {name}{', mirrored' if mirrored else ''}"),
-    )
-
-
-def _measure_memorization(run: _Run, kind: str, queries: dict[str, tuple[Tensor, Tensor]], references: Tensor) -> None:
-    """Audit by one kind of vectors: `queries` are (as they are, mirrored) of the generated and real sets."""
-    generated, real = (nearest_neighbours(*queries[name], references) for name in ("generated", "real"))
-
-    def measure() -> dict[str, Record]:
-        result = audit(generated, real)
-        run.results.details[f"closest_{kind}"] = [
-            {
-                "generated": str(run.sets["generated"].paths[i]),
-                "train": str(run.sets["train"].paths[j]),
-                "distance": distance,
-                "mirrored": bool(generated.mirrored[i]),
-                "index": [i, j],
-            }
-            for i, j, distance in result.closest
-        ]
-        return protocol.audit_record(result, name=kind)
-
-    run.results.attempt(f"memorized_share_{kind}", measure)
-
-
-def _measure_similarity(run: _Run) -> None:
-    """SSIM and PSNR to the nearest real volume; MS-SSIM within each set as (lack of) diversity."""
+def _measure_similarity(run: Run) -> None:
+    """SSIM, PSNR and LPIPS to the nearest real volume; MS-SSIM within each set as (lack of) diversity."""
     generated, real = run.sets["generated"].array, run.sets["real"].array
+    perceived = lpips(run)
 
     def nearest() -> dict[str, Record]:
-        found = nearest_similarity(generated, real, progress=partial(run.tell, "nearest real volume"))
+        tell = partial(run.tell, "nearest real volume")
+        found = nearest_similarity(generated, real, lpips=perceived, progress=tell)
         psnr_db = found.psnr_db.clamp(max=100.0)  # a copy would have an infinite one
-        return {
+        records = {} if found.lpips is None or perceived is None else _lpips_record(run, perceived, found.lpips)
+        return records | {
             "ssim_nearest": protocol.mean_record(found.ssim, "higher", seed=run.seed, n=run.counts()),
             "psnr_nearest_db": protocol.mean_record(psnr_db, "higher", seed=run.seed, n=run.counts()),
         }
@@ -239,7 +171,13 @@ def _measure_similarity(run: _Run) -> None:
     run.results.attempt("ms_ssim_pairs_real", lambda: diversity("real"))
 
 
-def _measure_spectrum(run: _Run) -> tuple[Tensor, dict[str, Tensor]]:
+def _lpips_record(run: Run, perceived: Lpips, values: Tensor) -> dict[str, Record]:
+    entry = protocol.mean_record(values, "lower", seed=run.seed, n=run.counts())
+    about = {"extractor": perceived.name, "weights_sha256": perceived.sha256}
+    return {"lpips_nearest": entry | about | {"features_preprocessing": perceived.preprocessing}}
+
+
+def _measure_spectrum(run: Run) -> tuple[Tensor, dict[str, Tensor]]:
     """Distance of the mean radial spectra, and the share of energy above half the Nyquist frequency."""
     spacing = run.sets["generated"].grid.spacing_mm
     frequency = torch.empty(0)
@@ -259,7 +197,7 @@ def _measure_spectrum(run: _Run) -> tuple[Tensor, dict[str, Tensor]]:
     return frequency, power
 
 
-def _measure_intensity(run: _Run) -> dict[str, list[float]]:
+def _measure_intensity(run: Run) -> dict[str, list[float]]:
     """Intensity statistics, and the densities for the plot; says where scaling hides brightness."""
     arrays = run.sets["generated"].array, run.sets["real"].array
     records, densities = protocol.intensity_records(*arrays, seed=run.seed)
@@ -270,10 +208,16 @@ def _measure_intensity(run: _Run) -> dict[str, list[float]]:
                 f"{volumes.scales['percentiles']} of {len(volumes)} {name} volumes were scaled by their own"
                 " percentiles: differences of overall brightness are not visible"
             )
+        if len(volumes.scales) > 1:
+            ways = ", ".join(f"{count} {way}" for way, count in volumes.scales.items())
+            run.results.notes.append(
+                f"the {name} volumes reached the intensity scale in different ways ({ways}), so that every number"
+                " mixes scales: give the set one scale, or sidecars with IntensityRange"
+            )
     return densities
 
 
-def _measure_latents(run: _Run, latents: GeneratedLatents | None) -> None:
+def _measure_latents(run: Run, latents: GeneratedLatents | None) -> None:
     """Per-channel moments of the generated latents, whitened with the training statistics."""
     if latents is None:
         run.results.not_computed["latents"] = "no generated latents and training statistics were given"

@@ -1,9 +1,10 @@
 """What `evaluate` writes: metrics.json (schema below), metrics.md, and the pictures.
 
-metrics.json, schema version 1: `format`, `schema_version`, `neuromf_version`, `settings` (seed, limit, level of
+metrics.json, schema version 2: `format`, `schema_version`, `neuromf_version`, `settings` (seed, limit, level of
 the intervals), `grid` {size, spacing_mm}, `preprocessing` (null: no volume needed any), `sets` by name {n,
-source, intensity_scale, brought_to_grid, refused}, `extractor` {name, autoencoder, sha256, grid, dimension},
-`metrics` by name (records, see `metrics.protocol`), `not_computed` {name: reason}, `details`, `notes`.
+source, intensity_scale, brought_to_grid, refused}, `extractors` by name {extractor, weights_sha256,
+features_preprocessing, dimension, planes}, `metrics` by name (records, see `metrics.protocol`; those made with an
+extractor say which, with its hash and preprocessing), `verdict`, `not_computed` {name: reason}, `details`, `notes`.
 """
 
 from __future__ import annotations
@@ -22,20 +23,15 @@ from neuromf.data.preprocessing import Preprocessing
 from neuromf.data.volume_sets import VolumeSet
 from neuromf.errors import UserError
 from neuromf.files import write_json, write_text
-from neuromf.metrics.features import GRID
 from neuromf.metrics.protocol import HISTOGRAM_EDGES, Record
 from neuromf.reporting.figures import comparison_sheet, histograms, spectrum_plot
 from neuromf.reporting.tables import format_number, markdown_table
 
 FORMAT = "neuromf-metrics"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHOWN = 4
-_FOREIGN_WEIGHTS = "needs foreign weights; this version evaluates offline with the built-in encoder only"
+FEW = 2048
 _NOT_BUILT = {
-    "fid_inception": _FOREIGN_WEIGHTS,
-    "fid_radimagenet": _FOREIGN_WEIGHTS,
-    "fid_medicalnet": _FOREIGN_WEIGHTS,
-    "lpips_alex": _FOREIGN_WEIGHTS,
     "morphology": "needs a segmentation (SynthSeg or MeshNet); not part of this version",
 }
 
@@ -48,6 +44,7 @@ class Results:
     not_computed: dict[str, str] = field(default_factory=lambda: dict(_NOT_BUILT))
     details: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    extractors: dict[str, Any] = field(default_factory=dict)
 
     def attempt(self, name: str, measure: Callable[[], dict[str, Record]]) -> None:
         """Add the records `measure` returns; if the data do not allow it, the reason under `name`."""
@@ -140,7 +137,6 @@ def _content(sets: dict[str, VolumeSet], results: Results, settings: Settings) -
     grid = sets["generated"].grid
     spec = settings.preprocessing.to_dict() if settings.preprocessing is not None else {}
     moved = any(s.resampled or "percentiles" in s.scales for s in sets.values())
-    dimension = results.metrics.get("frechet_builtin", {}).get("dimension")
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -149,14 +145,10 @@ def _content(sets: dict[str, VolumeSet], results: Results, settings: Settings) -
         "grid": {"size": list(grid.size), "spacing_mm": list(grid.spacing_mm)},
         "preprocessing": spec | {"size": list(grid.size), "spacing_mm": list(grid.spacing_mm)} if moved else None,
         "sets": {name: {"source": _source(s.paths)} | s.describe() for name, s in sets.items()},
-        "extractor": {
-            "name": "builtin",
-            "autoencoder": settings.autoencoder,
-            "sha256": settings.sha256,
-            "grid": GRID,
-            "dimension": dimension,
-        },
+        "autoencoder": {"name": settings.autoencoder, "sha256": settings.sha256},
+        "extractors": results.extractors,
         "metrics": results.metrics,
+        "verdict": _verdict(results.metrics),
         "not_computed": results.not_computed,
         "details": results.details,
         "notes": results.notes,
@@ -167,15 +159,16 @@ def _markdown(content: dict[str, Any]) -> str:
     counts = ", ".join(f"{s['n']} {name}" for name, s in content["sets"].items())
     size = " x ".join(str(n) for n in content["grid"]["size"])
     spacing = " x ".join(format_number(float(s)) for s in content["grid"]["spacing_mm"])
-    extractor = content["extractor"]
     lines = [
         "# Evaluation",
         "",
-        f"Volumes: {counts}; {size} voxels of {spacing} mm. Features: `builtin`, the encoder of"
-        f" `{extractor['autoencoder']}` (sha256 {extractor['sha256'][:12]}). Not an FID.",
+        f"Volumes: {counts}; {size} voxels of {spacing} mm.",
+        "",
+        *(_extractor_line(entry, content["autoencoder"]) for entry in content["extractors"].values()),
         "",
         markdown_table(table_rows(content["metrics"])),
         "",
+        *([f"Verdict by `{verdict['metric']}`: {verdict['text']}.", ""] if (verdict := content["verdict"]) else []),
         "Interval: 95 %; of `_equal_n` and `_real_real` the spread over random halves. N: generated / real, or"
         " volumes / pairs. `equal`: compare with the row of the real set.",
     ]
@@ -185,6 +178,29 @@ def _markdown(content: dict[str, Any]) -> str:
     if refused:
         lines += ["", "Refused volumes:", "", *(f"- {entry['reason']}" for entry in refused)]
     return "\n".join(lines) + "\n"
+
+
+def _verdict(metrics: dict[str, Record]) -> dict[str, Any] | None:
+    """What the first kernel distance says, which unlike a Frechet distance is unbiased; None where there is none."""
+    found = next((name for name in metrics if name.startswith("kid_")), None)
+    if found is None:
+        return None
+    entry = metrics[found]
+    if entry["low"] > 0:
+        text = "the sets differ: 0 lies below the interval"
+    else:
+        text = "no difference was seen: 0 lies within the interval, or above it"
+    if min(entry["n"].values()) < FEW:
+        text += f"; below {FEW} volumes a Frechet distance is dominated by its bias, and is read beside real-real only"
+    return {"metric": found, "differ": bool(entry["low"] > 0), "text": text}
+
+
+def _extractor_line(entry: dict[str, Any], autoencoder: dict[str, str]) -> str:
+    of = f", the encoder of `{autoencoder['name']}`; no FID" if entry["extractor"] == "builtin" else ""
+    return (
+        f"- Features `{entry['extractor']}`{of}: {entry['dimension']} numbers, sha256 {entry['weights_sha256'][:12]};"
+        f" {entry['features_preprocessing']}."
+    )
 
 
 def _draw(out: Path, sets: dict[str, VolumeSet], plots: Plots, details: dict[str, Any]) -> list[Path]:

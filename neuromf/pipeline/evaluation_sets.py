@@ -11,7 +11,7 @@ from neuromf.data.preprocessing import Preprocessing
 from neuromf.data.sources import find_scans
 from neuromf.errors import UserError
 from neuromf.pipeline.evaluate import GeneratedLatents
-from neuromf.pipeline.sample import MANIFEST, read_manifest
+from neuromf.pipeline.sample_folder import MANIFEST, read_manifest
 
 
 class HeldBack(NamedTuple):
@@ -48,7 +48,7 @@ def held_back(scans: Path, latents: Path) -> HeldBack:
 def generated_latents(volumes: Path) -> GeneratedLatents | None:
     """The latents that `<samples>/volumes` were decoded from, with the training statistics; None if not there."""
     samples = Path(volumes).parent
-    if not (samples / MANIFEST).is_file():
+    if not (samples / MANIFEST).is_file() or not (samples / "latents").is_dir():
         return None
     statistics = LatentStatistics.from_dict(read_manifest(samples)["statistics"])
     return GeneratedLatents(samples / "latents", statistics)

@@ -1,33 +1,42 @@
-"""`neuromf sample`: a run in, latents (or volumes) with a manifest out; resumable, the same for any batch split."""
+"""`neuromf sample`: a run in, latents or volumes out; resumable, and the same for any number of processes."""
 
 from __future__ import annotations
 
-import io
+import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from time import perf_counter
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from neuromf import __version__
-from neuromf.errors import UserError, did_you_mean
-from neuromf.files import atomic_path, read_json, remove_leftovers, write_json
+from neuromf.errors import UserError
+from neuromf.files import remove_leftovers
 from neuromf.generator import Generator, Solver, load
+from neuromf.pipeline.decode import Decoder, Decoding
+from neuromf.pipeline.latent_sources import Samples
+from neuromf.pipeline.sample_folder import (
+    FORMAT,
+    FORMAT_VERSION,
+    IDENTITY,
+    MANIFEST,
+    sample_path,
+    save_sample,
+    sound_sample,
+    write_manifest,
+)
+from neuromf.pipeline.sharing import Share, claim, take_own_gpu, wait_for
 from neuromf.sampling.solvers import evaluations
 
 Progress = Callable[[str, int, int], None]
-MANIFEST = "manifest.json"
-FORMAT, FORMAT_VERSION = "neuromf-samples", 1
 
 
 class SampleReport(NamedTuple):
     """What was sampled; `failed` maps a decoded volume's name to what the quality check found.
 
-    `planned` is what a dry run found missing.
+    `made` and `seconds` are those of this process; `planned` is what a dry run found missing.
     """
 
     out: Path
@@ -39,14 +48,9 @@ class SampleReport(NamedTuple):
     planned: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `seconds_per_sample` counts network and writing, not decoding."""
+        """Plain values; `seconds_per_sample` counts all there was to do with a sample, decoding too."""
         per_sample = self.seconds / self.made if self.made else None
         return {**self._asdict(), "out": str(self.out), "seconds_per_sample": per_sample}
-
-
-def sample_path(folder: Path, index: int) -> Path:
-    """Where the latent of sample `index` lies."""
-    return folder / "latents" / f"sample_{index:06d}.pt"
 
 
 def sample(
@@ -59,26 +63,31 @@ def sample(
     batch_size: int = 8,
     solver: Solver = "auto",
     ema: str | float | None = None,
+    checkpoint: Literal["newest", "best"] = "newest",
     where: Mapping[str, str] = MappingProxyType({}),
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
-    decode: bool = False,
+    decoding: Decoding | None = None,
+    keep_latents: bool = False,
     dry_run: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
     runs: Path = Path("runs"),
 ) -> SampleReport:
-    """Sample n latents of a trained run.
+    """Sample n latents of a trained run, or volumes.
+
+    Every process of a launcher takes its share of the batches; the main one waits for the others and finishes.
 
     Args:
         run: run folder, `builtin`, hub id; None is the newest finished run in `runs`.
         n: samples 0 ... n - 1.
         nfe: steps of the solver.
         seed: of the noise; sample i depends on (seed, i) only.
-        out: `<run>/generated` when None. A folder of the same settings is completed.
+        out: `<run>/generated` when None. A folder of the same settings is completed; damaged files are redone.
         batch_size: network batches are aligned to blocks of this many indices.
-        solver, ema, where, guidance, interval: see `Generator`.
-        decode: also write the volumes.
+        solver, ema, checkpoint, where, guidance, interval: see `Generator` and `load`.
+        decoding: write volumes into `<out>/volumes`, the same as `decode` would.
+        keep_latents: also write the latents then.
         dry_run: check everything and say what is missing; write nothing.
         device: auto, cpu, cuda or mps.
         progress: callback (description, done, total).
@@ -88,67 +97,114 @@ def sample(
     """
     if n < 1 or batch_size < 1:
         raise UserError(f"--n {n} and --batch-size {batch_size} must be at least 1")
+    take_own_gpu(device)
     source = run or str(newest_run(runs))
-    generator = load(source, ema=ema, device=device)
+    generator = load(source, ema=ema, checkpoint=checkpoint, device=device)
     name = generator.solver(solver)
     if out is None and source == "builtin":
         out = Path("generated")
     folder = out or Path(generator.source.path) / "generated"
-    how: dict[str, Any] = {"nfe": nfe, "seed": seed, "solver": name}
-    conditions = {"where": dict(where), "guidance": guidance, "interval": list(interval)}
-    generator.condition(1, where, guidance, interval)  # what it cannot be asked for is refused before anything is made
-    manifest = _manifest(generator, nfe, seed, name, batch_size) | {"condition": conditions}
-    _claim(folder, manifest, dry_run)
+    condition: dict[str, Any] = {"where": where, "guidance": guidance, "interval": interval}
+    generator.condition(1, **condition)  # what it cannot be asked for is refused before anything is made
+    manifest = _manifest(generator, nfe, seed, name, batch_size) | {
+        "condition": {"where": dict(where), "guidance": guidance, "interval": list(interval)}
+    }
+    claim(folder, MANIFEST, manifest, IDENTITY, "samples", dry_run=True)
+    samples = Samples(folder, manifest, range(n))
+    decoder = Decoder(samples, folder / "volumes", decoding, device) if decoding else None
+    how = {"nfe": nfe, "seed": seed, "solver": name, **condition}
+    work = _Work(generator, samples, how, decoder, keep=keep_latents or decoder is None)
     if dry_run:
-        missing = sum(not sample_path(folder, i).is_file() for i in range(n))
-        return SampleReport(folder, n, 0, nfe, 0.0, {}, planned=missing)
-    started = perf_counter()
-    how |= {"where": where, "guidance": guidance, "interval": interval}
-    made = _sample_blocks(generator, folder, n, how, batch_size, progress)
-    seconds = perf_counter() - started
-    _write_manifest(folder, manifest, n)
-    failed: dict[str, str] = {}
-    if decode:
-        from neuromf.pipeline.decode import decode as decode_folder
-
-        failed = decode_folder(folder, device=device, progress=progress).failed
-    return SampleReport(folder, n, made, nfe, seconds, failed)
+        return SampleReport(folder, n, 0, nfe, 0.0, {}, planned=sum(any(work.missing(i)) for i in range(n)))
+    claim(folder, MANIFEST, {**manifest, "n": 0}, IDENTITY, "samples")
+    started_s, share = time.perf_counter(), Share.own()
+    with decoder or nullcontext():
+        made = work.do(n, batch_size, share, progress)
+    failed = work.finish(n) if share.main else {}
+    return SampleReport(folder, n, made, nfe, time.perf_counter() - started_s, failed)
 
 
-def _sample_blocks(
-    generator: Generator,
-    folder: Path,
-    n: int,
-    how: Mapping[str, Any],
-    batch_size: int,
-    progress: Progress | None,
-) -> int:
-    """Write the missing samples, block by block, this process's share; returns how many."""
-    state = PartialState()
-    remove_leftovers(folder / "latents")
-    blocks = range(0, n, batch_size)
-    made = 0
-    for number in range(state.process_index, len(blocks), state.num_processes):
-        start = blocks[number]
-        missing = [i for i in range(start, min(start + batch_size, n)) if not sample_path(folder, i).is_file()]
-        if missing:
-            # The whole block is evaluated even if n or a restart cuts it, so that a sample's bits do not depend on it.
-            latents = generator.sample_latents(range(start, start + batch_size), **how)
-            for i in missing:
-                _save(sample_path(folder, i), latents[i - start], i)
-            made += len(missing)
-        if progress:
-            progress("sampling", min(start + batch_size, n), n)
-    state.wait_for_everyone()
-    return made
+class _Missing(NamedTuple):
+    """What of a sample has to be written."""
+
+    latent: bool
+    volume: bool
 
 
-def _save(path: Path, latent: Tensor, index: int) -> None:
-    # torch names the archive after the file it writes to; a buffer keeps the bytes independent of the name.
-    buffer = io.BytesIO()
-    torch.save({"z": latent.clone(), "metadata": {"index": index}}, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+class _Work:
+    """What is done to every sample: latent, volume, or both; whatever is there already stays.
+
+    Args:
+        generator: makes the latents.
+        samples: folder and manifest.
+        how: arguments of `Generator.sample_latents`.
+        decoder: None where no volumes are asked for.
+        keep: whether latents are written.
+    """
+
+    def __init__(
+        self, generator: Generator, samples: Samples, how: Mapping[str, Any], decoder: Decoder | None, keep: bool
+    ) -> None:
+        self.generator, self.samples, self.how = generator, samples, how
+        self.decoder, self.keep = decoder, keep
+        self._since, self._slowest_s = time.time(), 0.0
+
+    def missing(self, index: int) -> _Missing:
+        """What of a sample is not there, or damaged."""
+        latent = self.keep and self._on_disk(index) is None
+        return _Missing(latent, self.decoder is not None and not self.decoder.has(index))
+
+    def do(self, n: int, batch_size: int, share: Share, progress: Progress | None) -> int:
+        """Write what is missing in this process's share of the blocks; returns of how many samples."""
+        made = 0
+        for start in range(0, n, batch_size):
+            end = min(start + batch_size, n)
+            if share.has(start // batch_size):
+                missing = {index: self.missing(index) for index in range(start, end)}
+                missing = {index: parts for index, parts in missing.items() if any(parts)}
+                if missing:
+                    self._make(range(start, start + batch_size), missing)
+                made += len(missing)
+            if progress:
+                progress("sampling", end, n)
+        return made
+
+    def _make(self, block: range, missing: Mapping[int, _Missing]) -> None:
+        began_s = time.perf_counter()
+        latents = self._latents(block, missing)
+        for index, parts in missing.items():
+            if parts.latent:
+                save_sample(sample_path(self.samples.folder, index), latents[index], index)
+        if self.decoder:
+            wanted = [index for index, parts in missing.items() if parts.volume]
+            self.decoder.add({index: self.samples.of(index, latents[index]) for index in wanted})
+        self._slowest_s = max(self._slowest_s, time.perf_counter() - began_s)
+
+    def _latents(self, block: range, missing: Mapping[int, _Missing]) -> Mapping[int, Tensor]:
+        """Those of an earlier call where all are there, else computed."""
+        found = {index: self._on_disk(index) for index, parts in missing.items() if not parts.latent}
+        there = {index: latent for index, latent in found.items() if latent is not None}
+        if len(there) == len(missing):
+            return there
+        # The whole block is evaluated even if n or a restart cuts it, so that a sample's bits do not depend on it.
+        return dict(zip(block, self.generator.sample_latents(block, **self.how), strict=True))
+
+    def _on_disk(self, index: int) -> Tensor | None:
+        return sound_sample(self.samples.folder, index, self.samples.latent_shape)
+
+    def finish(self, n: int) -> dict[str, str]:
+        """Wait for other processes, and write what there is one of; returns what the check found."""
+        if self.keep:
+            wait_for(range(n), self._arrived, "samples", slowest_s=self._slowest_s)
+            remove_leftovers(self.samples.folder / "latents")
+        failed = self.decoder.finish(range(n)) if self.decoder else {}
+        write_manifest(self.samples.folder, self.samples.manifest, n)
+        return failed
+
+    def _arrived(self, index: int) -> bool:
+        """Whether a latent is there; those of this call are whole since they were renamed, and need not be read."""
+        path = sample_path(self.samples.folder, index)
+        return path.is_file() and (path.stat().st_mtime >= self._since or self._on_disk(index) is not None)
 
 
 def newest_run(runs: Path) -> Path:
@@ -186,52 +242,3 @@ def _manifest(generator: Generator, nfe: int, seed: int, solver: str, batch_size
         "affine": data["affine"],
         "statistics": data["statistics"],
     }
-
-
-def _claim(folder: Path, manifest: dict[str, Any], dry_run: bool) -> None:
-    """Write the manifest of a new folder, or check that the folder holds samples of the same settings."""
-    path = folder / MANIFEST
-    if path.exists():
-        before = read_json(path)
-        keys = ("objective", "nfe", "solver", "seed", "latent_shape", "condition")
-        changed = [
-            f"{key} {before.get(key)} there, {manifest[key]} now" for key in keys if before.get(key) != manifest[key]
-        ]
-        if before.get("model", {}).get("weights_sha256") != manifest["model"]["weights_sha256"]:
-            changed.insert(0, "other model weights")
-        if changed:
-            raise UserError(f"{folder} holds other samples: {'; '.join(changed)}", "give another --out, or remove it")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no samples", "give another --out")
-    if not dry_run:
-        _write_manifest(folder, manifest, 0)
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any], n: int) -> None:
-    before = read_json(folder / MANIFEST).get("n", 0) if (folder / MANIFEST).exists() else 0
-    write_json(folder / MANIFEST, {**manifest, "n": max(n, before)})
-
-
-def load_sample(path: Path) -> tuple[int, Tensor]:
-    """(index, latent (C, I, J, K)) of a file that `sample` wrote.
-
-    Raises:
-        UserError: damaged.
-    """
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-        return int(content["metadata"]["index"]), content["z"]
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a readable sample", "remove it and run `neuromf sample` again") from error
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of samples.
-
-    Raises:
-        UserError: not a folder of samples.
-    """
-    if not (folder / MANIFEST).is_file():
-        found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        raise UserError(f"{folder} holds no samples ({MANIFEST} is missing)", did_you_mean(MANIFEST, found[:10]))
-    return read_json(folder / MANIFEST)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from neuromf.launch import join_slurm, process_rank
 from neuromf_cli import console, options
 from neuromf_cli.progress import progress
 
@@ -16,17 +17,12 @@ def decode(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the volumes.", show_default="beside the latents")
     ] = None,
-    autoencoder: Annotated[
-        str | None,
-        typer.Option(
-            "--autoencoder",
-            metavar="NAME|PATH",
-            help="Where it lies; it must be the one that encoded.",
-            show_default="as encoded",
-        ),
-    ] = None,
+    autoencoder: options.SameAutoencoder = None,
     weights: options.Weights = None,
-    batch_size: options.BatchSize = 2,
+    memory: options.Memory = None,
+    batch_size: options.BatchSize = 1,
+    dtype: options.Dtype = "int16",
+    compression: options.Compression = 1,
     montage: Annotated[bool, typer.Option(help="Also draw a sheet of slices.")] = True,
     device: options.Device = "auto",
     json: options.Json = False,
@@ -35,22 +31,17 @@ def decode(
     """Turn latents into NIfTI volumes.
 
     Each volume gets the affine of its grid and a JSON file beside it that says
-    how it was made.
+    how it was made and what a check of it found. The same command again
+    continues; several processes (torchrun, accelerate launch, srun) share it.
 
     Example: neuromf decode runs/imf-xpred/generated --out volumes
     """
     from neuromf.pipeline import decode as pipeline
 
-    with progress(quiet) as show:
-        done = pipeline.decode(
-            latents,
-            out,
-            autoencoder=autoencoder,
-            weights=weights,
-            batch_size=batch_size,
-            device=device,
-            montage=montage,
-            progress=show,
-        )
-    failed = [f"{name}: {reason}" for name, reason in done.failed.items()]
-    console.result(done, json, failed, complaint="of the volumes failed the check, all are written")
+    join_slurm()
+    decoding = pipeline.Decoding(autoencoder, weights, options.gib(memory), batch_size, dtype, compression, montage)
+    with progress(quiet or process_rank() > 0) as show:
+        done = pipeline.decode(latents, out, decoding, device=device, progress=show)
+    if process_rank() == 0:
+        failed = [f"{name}: {reason}" for name, reason in done.failed.items()]
+        console.result(done, json, failed, complaint="of the volumes failed the check, all are written")

@@ -26,6 +26,18 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of tables and figures.")] = None,
     autoencoder: options.AutoencoderName = "builtin",
     weights: options.Weights = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--features",
+            metavar="NAME[,NAME]",
+            help="builtin, inception, radimagenet, radimagenet-mr, medicalnet-10, medicalnet-50, lpips,"
+            " or module:FILE.py[:FUNCTION]; may be repeated.",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="Folder of computed features, which evaluations may share.")
+    ] = None,
     batch_size: options.BatchSize = 4,
     seed: options.Seed = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=2, help="Use only so many of each.")] = None,
@@ -35,8 +47,10 @@ def evaluate(
 ) -> None:
     """Compare generated volumes with real ones.
 
-    Frechet and kernel distance of encoder features with intervals, spectrum,
-    latent statistics, and the nearest training neighbour of each volume.
+    Frechet and kernel distances, precision and recall of features of your
+    choice, spectrum, latent statistics, and the nearest training neighbour of
+    each volume; with intervals. Weights of published networks are brought by
+    `neuromf weights fetch`.
 
     Example: neuromf evaluate runs/cpu-small/generated/volumes scans --latents latents
     """
@@ -55,6 +69,8 @@ def evaluate(
             preprocessing=sets.preprocessing if sets else None,
             latents=generated_latents(generated),
             out=out,
+            features=options.words(features) or pipeline.FEATURES,
+            cache=cache,
             autoencoder=load_autoencoder(autoencoder, device=place, weights=weights),
             batch_size=batch_size,
             seed=seed,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from neuromf.launch import join_slurm, process_rank
 from neuromf_cli import console, options
 from neuromf_cli.progress import progress
 
@@ -27,6 +28,9 @@ def sample(
         str | None,
         typer.Option("--ema", metavar="NAME", help="Which average to use.", show_default="the run's ema.select"),
     ] = None,
+    checkpoint: Annotated[
+        options.CheckpointName, typer.Option("--checkpoint", help="The newest weights, or those validated best.")
+    ] = "newest",
     where: Annotated[
         list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="What to ask for, as in contrast=T1.")
     ] = None,
@@ -36,7 +40,14 @@ def sample(
     guidance_interval: Annotated[
         str, typer.Option("--guidance-interval", metavar="A B", help="Times between which guidance acts.")
     ] = "0,1",
-    decode: Annotated[bool, typer.Option("--decode", help="Also decode into NIfTI volumes.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Write NIfTI volumes instead of latents.")] = False,
+    keep_latents: Annotated[bool, typer.Option("--keep-latents", help="With --decode, write the latents too.")] = False,
+    autoencoder: options.SameAutoencoder = None,
+    weights: options.Weights = None,
+    memory: options.Memory = None,
+    dtype: options.Dtype = "int16",
+    compression: options.Compression = 1,
+    montage: Annotated[bool, typer.Option(help="With --decode, also draw a sheet of slices.")] = True,
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -45,13 +56,17 @@ def sample(
     """Generate latents from a trained run, with one network evaluation each or more.
 
     The noise of sample i depends on (seed, i) only, whatever the batch size.
-    The same command again continues.
+    The same command again continues; several processes (torchrun, accelerate
+    launch, srun) share it. --autoencoder to --montage are for --decode.
 
-    Example: neuromf sample --nfe 1 --n 2000
+    Example: neuromf sample --nfe 1 --n 2000 --decode
     """
     from neuromf.pipeline import sample as pipeline
+    from neuromf.pipeline.decode import Decoding
 
-    with progress(quiet) as show:
+    join_slurm()
+    volumes = Decoding(autoencoder, weights, options.gib(memory), dtype=dtype, compression=compression, montage=montage)
+    with progress(quiet or process_rank() > 0) as show:
         done = pipeline.sample(
             run,
             n,
@@ -61,13 +76,16 @@ def sample(
             batch_size=batch_size,
             solver=solver,
             ema=ema,
+            checkpoint=checkpoint,
             where=options.pairs(where),
             guidance=guidance,
             interval=options.interval(guidance_interval),
-            decode=decode,
+            decoding=volumes if decode else None,
+            keep_latents=keep_latents,
             dry_run=dry_run,
             device=device,
             progress=show,
         )
-    failed = [f"{name}: {reason}" for name, reason in done.failed.items()]
-    console.result(done, json, failed, complaint="of the volumes failed the check, all are written")
+    if process_rank() == 0:
+        failed = [f"{name}: {reason}" for name, reason in done.failed.items()]
+        console.result(done, json, failed, complaint="of the volumes failed the check, all are written")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,6 +139,37 @@ def test_padding_is_zero_and_does_not_move_the_percentiles():
     box = tuple(slice(*axis) for axis in padded.record["inside"])
     assert np.array_equal(padded.array[0][box], tight.array[0])
     assert padded.array.sum() == pytest.approx(tight.array.sum())
+
+
+def test_of_the_foreground_p995_does_not_depend_on_the_air_around_the_head():
+    rng = np.random.default_rng(4)
+    array = np.zeros((40, 40, 40), np.float32)
+    array[12:28, 12:28, 12:28] = rng.uniform(50, 150, (16, 16, 16))
+    spec = Preprocessing((40, 40, 40), None, intensity="foreground")
+    wide, tight = (
+        preprocess(volume(cut), replace(spec, size=cut.shape)).record["intensity"]
+        for cut in (array, array[10:30, 10:30, 10:30])
+    )
+    assert wide["upper"] == tight["upper"] == pytest.approx(np.percentile(array[array > 0], 99.5), rel=1e-3)
+    assert wide["lower"] == tight["lower"] == 0
+    assert wide["foreground_share"] == pytest.approx(0.4**3, rel=0.05)
+    everywhere = preprocess(volume(array), replace(spec, intensity="percentile")).record["intensity"]
+    assert everywhere["upper"] < wide["upper"]
+    with pytest.raises(UserError, match="did you mean 'foreground'"):
+        replace(spec, intensity="forground")
+
+
+def test_settings_of_before_there_was_a_choice_of_intensity_have_the_same_digest():
+    assert Preprocessing((8, 8, 8), 1.0).to_dict().keys() == {
+        "size",
+        "spacing_mm",
+        "upper_percentile",
+        "clip_intensity",
+        "centre",
+    }
+    changed = Preprocessing((8, 8, 8), 1.0, intensity="foreground")
+    assert Preprocessing.from_dict(changed.to_dict()) == changed
+    assert changed.digest != Preprocessing((8, 8, 8), 1.0).digest
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1.7e4])

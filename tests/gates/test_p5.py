@@ -11,7 +11,8 @@ from neuromf.data.preprocessing import Preprocessing
 from neuromf.models.autoencoder import load_autoencoder
 from neuromf.pipeline.encode import encode
 from neuromf.pipeline.render import Recipe, render
-from neuromf.pipeline.sample import load_sample, sample, sample_path
+from neuromf.pipeline.sample import sample
+from neuromf.pipeline.sample_folder import load_sample, sample_path
 from neuromf.pipeline.train import train
 
 SMALL = [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neuromf.errors import UserError
-from neuromf.metrics.distances import frechet_distance, kid, ledoit_wolf_share
+from neuromf.metrics.distances import frechet_distance, kid, ledoit_wolf_share, median_distance, mmd
 from neuromf.vision_shim import prepare_torchvision
 
 
@@ -123,7 +123,7 @@ def test_kid_agrees_with_torchmetrics() -> None:
     assert kid(a, b).value == pytest.approx(float(theirs.poly_mmd(a, b)), rel=1e-8)
 
 
-@pytest.mark.parametrize("distance", [frechet_distance, kid])
+@pytest.mark.parametrize("distance", [frechet_distance, kid, mmd])
 def test_sets_too_small_of_different_width_or_not_finite_are_refused(distance) -> None:
     good = _normal(5, 3, 0)
     with pytest.raises(UserError, match="at least"):
@@ -132,3 +132,102 @@ def test_sets_too_small_of_different_width_or_not_finite_are_refused(distance) -
         distance(good, _normal(5, 4, 0))
     with pytest.raises(UserError, match="NaN"):
         distance(good, good * float("nan"))
+
+
+# --- fewer items than features, slices, the Gaussian kernel ----------------------------------------------------------
+
+
+def _frechet_in_full(a: Tensor, b: Tensor, shrinkage: str) -> float:
+    """By D x D matrices and SciPy's matrix root."""
+    scipy_linalg = pytest.importorskip("scipy.linalg")
+    covariances = []
+    for x in (a, b):
+        covariance, share = torch.cov(x.T), ledoit_wolf_share(x) if shrinkage == "ledoit-wolf" else 0.0
+        identity = torch.eye(x.shape[1], dtype=torch.float64) * covariance.trace() / x.shape[1]
+        covariances.append((1 - share) * covariance + share * identity)
+    product = covariances[0] @ covariances[1]
+    # A little of the identity: SciPy's root of a singular matrix is not exact.
+    root = torch.as_tensor(scipy_linalg.sqrtm((product + 1e-13 * torch.eye(len(product))).numpy()).real)
+    return float((a.mean(0) - b.mean(0)).square().sum() + (sum(covariances) - 2 * root).trace())
+
+
+@pytest.mark.parametrize("shrinkage", ["none", "ledoit-wolf"])
+def test_frechet_of_fewer_items_than_features_is_that_of_the_full_matrices(shrinkage) -> None:
+    a, b = _normal(9, 40, 30), 1.3 * _normal(12, 40, 31) + 0.2
+    assert frechet_distance(a, b, shrinkage=shrinkage) == pytest.approx(_frechet_in_full(a, b, shrinkage), rel=1e-4)
+
+
+def test_frechet_of_slices_takes_each_as_an_item() -> None:
+    a, b = _normal(24, 5, 32), _normal(30, 5, 33) + 1
+    assert frechet_distance(a.reshape(8, 3, 5), b.reshape(10, 3, 5)) == pytest.approx(frechet_distance(a, b), rel=1e-10)
+
+
+def _mmd_by_loops(a: Tensor, b: Tensor, kernel) -> float:
+    """U-statistic over volumes (N, S, D), of kernels averaged over pairs of slices."""
+
+    def between(x: Tensor, y: Tensor) -> float:
+        return sum(kernel(u, v) for u in x for v in y) / (len(x) * len(y))
+
+    def within(x: Tensor) -> float:
+        pairs = list(itertools.permutations(range(len(x)), 2))
+        return sum(between(x[i], x[j]) for i, j in pairs) / len(pairs)
+
+    return within(a) + within(b) - 2 * sum(between(x, y) for x in a for y in b) / (len(a) * len(b))
+
+
+@pytest.mark.parametrize("block", [2, 256])
+def test_kernel_distances_of_slices_compare_volumes(block: int) -> None:
+    a, b = _normal(12, 4, 34).reshape(4, 3, 4), _normal(10, 4, 35).reshape(5, 2, 4) + 0.5
+    cubic = _mmd_by_loops(a, b, lambda u, v: float((u @ v / 4 + 1) ** 3))
+    assert kid(a, b, block=block).value == pytest.approx(cubic, rel=1e-10)
+    gaussian = _mmd_by_loops(a, b, lambda u, v: float(torch.exp(-(u - v).square().sum() / (2 * 1.5**2))))
+    assert mmd(a, b, bandwidth=1.5, block=block).value == pytest.approx(gaussian, rel=1e-10)
+
+
+def test_slices_of_the_same_volumes_do_not_pass_as_new_ones() -> None:
+    offset = 3 * _normal(60, 1, 36)[:, None]  # slices of a volume are alike
+    a, b = (offset[i::2] + _normal(30, 8, seed)[:, :, None] for i, seed in ((0, 37), (1, 38)))
+    by_volume = kid(a, b)
+    by_slice = kid(a.flatten(0, 1), b.flatten(0, 1))
+    assert by_volume.high - by_volume.low > 1.5 * (by_slice.high - by_slice.low)
+    assert by_volume.low <= 0 <= by_volume.high
+
+
+def test_mmd_of_two_gaussians_is_the_closed_form() -> None:
+    """E k of N(0, v I) and N(m, v I): (s^2 / (s^2 + 2 v))^(D/2) exp(-|m|^2 / (2 (s^2 + 2 v)))."""
+    shift, s = 0.8, 1.2
+    a, b = _normal(1500, 2, 39), _normal(1500, 2, 40)
+    b[:, 0] += shift
+    scale = s * s / (s * s + 2)
+    expected = 2 * scale * (1 - torch.exp(torch.tensor(-(shift**2) / (2 * (s * s + 2)))))
+    estimate = mmd(a, b, bandwidth=s)
+    assert estimate.low <= float(expected) <= estimate.high
+    assert estimate.high - estimate.low < 0.5 * estimate.value
+
+
+def test_the_bandwidth_is_the_median_distance_of_both_sets() -> None:
+    a, b = _normal(7, 3, 41), _normal(6, 3, 42) + 2
+    pooled = torch.cat([a, b])
+    distances = [float((x - y).norm()) for x, y in itertools.combinations(pooled, 2)]
+    assert median_distance(a, b) == pytest.approx(sorted(distances)[(len(distances) - 1) // 2])
+    assert mmd(a, b) == mmd(a, b, bandwidth=median_distance(a, b))
+    with pytest.raises(UserError, match="all features are equal"):
+        mmd(torch.ones(4, 2), torch.ones(4, 2))
+
+
+def test_kid_is_what_the_customary_mean_over_subsets_tends_to() -> None:
+    prepare_torchvision()
+    theirs = pytest.importorskip("torchmetrics.image.kid")
+    a, b = _normal(80, 4, 43), _normal(80, 4, 44) + 0.3
+    generator = torch.Generator().manual_seed(0)
+    subsets = [
+        float(theirs.poly_mmd(*(x[torch.randperm(80, generator=generator)[:20]] for x in (a, b)))) for _ in range(200)
+    ]
+    mean, error = torch.tensor(subsets).mean(), torch.tensor(subsets).std() / 200**0.5
+    assert abs(kid(a, b).value - float(mean)) < 3 * float(error)
+
+
+def test_frechet_agrees_with_monai() -> None:
+    fid = pytest.importorskip("monai.metrics.fid")
+    a, b = _normal(60, 5, 45), 0.7 * _normal(70, 5, 46) + 0.4
+    assert frechet_distance(a, b) == pytest.approx(float(fid.get_fid_score(a, b)), rel=1e-4)

@@ -33,6 +33,8 @@ def test_copies_and_mirrored_copies_are_found_and_flagged() -> None:
     result = audit(neighbours, nearest_neighbours(*pixel_codes(held_back), reference), pairs=10)
     assert result.share == pytest.approx(10 / 40, abs=2 / 40)
     assert {(i, j) for i, j, _ in result.closest} == {(i, i) for i in range(10)}
+    assert set(range(10)) <= set(result.flagged)
+    assert len(result.flagged) == round(40 * result.share)
     assert result.n_baseline == 100
 
 

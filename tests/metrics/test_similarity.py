@@ -55,6 +55,15 @@ def test_a_volume_is_like_itself() -> None:
     assert psnr(a, a).tolist() == [float("inf")] * 2
 
 
+def test_psnr_agrees_with_torchmetrics() -> None:
+    prepare_torchvision()
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    a, b = _volumes(2), _volumes(2, seed=5)
+    expected = peak_signal_noise_ratio(a, b, data_range=1.0, reduction="none", dim=(1, 2, 3, 4))
+    torch.testing.assert_close(psnr(a, b).float(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_psnr_is_in_decibel_of_the_clipped_range() -> None:
     a = torch.full((1, 1, 4, 4, 4), 0.5)
     assert float(psnr(a, a + 0.1)) == pytest.approx(20, abs=1e-5)
@@ -76,6 +85,15 @@ def test_the_nearest_reference_is_found_across_blocks_and_batches() -> None:
     torch.testing.assert_close(found.mse, expected, rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(found.ssim, ssim(queries, references[order]))
     torch.testing.assert_close(found.psnr_db, psnr(queries, references[order]))
+
+
+def test_a_further_similarity_is_of_each_volume_and_its_nearest() -> None:
+    references = _volumes(6)
+    queries = references[[4, 1]] + 0.01
+    found = nearest_similarity(queries, references, lpips=lambda a, b: (a - b).abs().flatten(1).mean(1).double())
+    expected = (queries.clamp(0, 1) - references[[4, 1]]).abs().flatten(1).mean(1).double()
+    torch.testing.assert_close(found.lpips, expected, rtol=1e-5, atol=1e-8)
+    assert nearest_similarity(queries, references).lpips is None
 
 
 def test_a_collapsed_set_is_less_diverse() -> None:

@@ -25,7 +25,10 @@ from pathlib import Path
 from typing import Any
 
 IMPORTED = (
+    "neuromf_cli.commands.encode",
     "neuromf_cli.commands.train",
+    "neuromf.data.augmentation",
+    "neuromf.pipeline.encode",
     "neuromf.pipeline.train",
     "matplotlib.pyplot",
     "torch.utils.tensorboard",

@@ -76,9 +76,9 @@ def report(folders, tmp_path_factory):
 def test_every_number_is_finite_and_has_its_n(report) -> None:
     content = json.loads(report.json.read_text())
     assert content == report.content
-    assert content["schema_version"] == 1
-    assert content["extractor"]["sha256"] == "ab" * 32
-    assert content["extractor"]["dimension"] == 2 * 2 * 8
+    assert content["schema_version"] == 2
+    assert content["extractors"]["builtin"]["weights_sha256"] == "ab" * 32
+    assert content["extractors"]["builtin"]["dimension"] == 2 * 2 * 8
     assert {s: content["sets"][s]["n"] for s in content["sets"]} == {"generated": 8, "real": 12, "train": 10}
     for name, entry in content["metrics"].items():
         assert np.isfinite(entry["value"]), name
@@ -95,6 +95,9 @@ def test_the_expected_metrics_are_there_and_none_is_called_fid(report) -> None:
         "frechet_builtin_real_real",
         "frechet_builtin_ratio",
         "kid_builtin",
+        "mmd_builtin",
+        "precision_builtin",
+        "coverage_builtin",
         "ssim_nearest",
         "psnr_nearest_db",
         "ms_ssim_pairs_generated",
@@ -108,21 +111,104 @@ def test_the_expected_metrics_are_there_and_none_is_called_fid(report) -> None:
     assert report.metrics["frechet_builtin"]["covariance"] == "shrunk"  # 8 volumes, 32 features
 
 
-def test_what_needs_foreign_weights_is_listed_with_the_reason(report) -> None:
+def test_what_was_not_asked_for_is_listed_with_what_to_type(report) -> None:
     missing = report.content["not_computed"]
-    assert {"fid_inception", "fid_radimagenet", "fid_medicalnet", "lpips_alex", "morphology", "latents"} <= set(missing)
-    assert all(missing.values())
+    published = {"inception", "radimagenet", "radimagenet_mr", "medicalnet_10", "medicalnet_50"}
+    assert {"lpips_nearest", "morphology", "latents"} | {f"fid_{name}" for name in published} <= set(missing)
+    expected = "not asked for: --features radimagenet-mr, after: neuromf weights fetch radimagenet"
+    assert missing["fid_radimagenet_mr"] == expected
+
+
+def test_features_without_their_weights_are_not_computed_and_nothing_else_fails(folders, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path / "weights"))
+    asked = ("builtin", "inception", "medicalnet-10", "lpips")
+    report = evaluate(folders["generated"], folders["real"], features=asked, autoencoder=_Pooling(), out=tmp_path)
+    missing = report.content["not_computed"]
+    for metric, weights in (("fid_inception", "inception"), ("fid_medicalnet_10", "medicalnet-10")):
+        assert "not on this machine" in missing[metric]
+        assert f"neuromf weights fetch {weights}" in missing[metric]
+    assert "neuromf weights fetch lpips-alex" in missing["lpips_nearest"]
+    assert "frechet_builtin" in report.metrics
+
+
+def test_a_file_of_another_hash_gives_no_number(folders, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("NEUROMF_WEIGHTS", str(tmp_path))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights-inception-2015-12-05-6726825d.pth")
+    report = evaluate(
+        folders["generated"], folders["real"], features=["inception"], autoencoder=_Pooling(), out=tmp_path
+    )
+    assert "should begin with 6726825d" in report.content["not_computed"]["fid_inception"]
+    assert not any("inception" in name or "builtin" in name for name in report.metrics)
+
+
+def test_features_of_the_users_own_carry_their_name_hash_preprocessing_and_n(folders, tmp_path) -> None:
+    (tmp_path / "blocks.py").write_text(
+        "import torch\n\ndef features(volumes):\n    return torch.nn.functional.avg_pool3d(volumes, 8).flatten(1)\n"
+    )
+    asked = [f"module:{tmp_path / 'blocks.py'}"]
+    report = evaluate(folders["generated"], folders["real"], features=asked, autoencoder=_Pooling(), out=tmp_path)
+    made = {name: entry for name, entry in report.metrics.items() if name.endswith("_blocks")}
+    expected = {"frechet", "kid", "mmd", "precision", "recall", "density", "coverage"}
+    assert set(made) == {f"{metric}_blocks" for metric in expected}
+    for entry in made.values():
+        assert entry["extractor"] == "blocks"
+        assert len(entry["weights_sha256"]) == 64
+        assert entry["features_preprocessing"] == "blocks.py:features"
+        assert entry["n"] == {"generated": 8, "real": 12}
+    assert report.content["verdict"]["metric"] == "kid_blocks"
+
+
+def test_features_that_fail_half_way_cost_nothing_else(folders, tmp_path) -> None:
+    (tmp_path / "half.py").write_text("def features(volumes):\n    raise RuntimeError('no memory of that')\n")
+    asked = ["builtin", f"module:{tmp_path / 'half.py'}"]
+    report = evaluate(folders["generated"], folders["real"], features=asked, autoencoder=_Pooling(), out=tmp_path)
+    assert "no memory of that" in report.content["not_computed"]["frechet_half"]
+    assert "frechet_builtin" in report.metrics
+
+
+def test_two_functions_of_one_name_are_refused(folders, tmp_path) -> None:
+    asked = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text("def features(volumes):\n    return volumes.mean((2, 3, 4))\n")
+        asked.append(f"module:{tmp_path / folder / 'own.py'}")
+    with pytest.raises(UserError, match="files called 'own'"):
+        evaluate(folders["generated"], folders["real"], features=asked, autoencoder=_Pooling())
+
+
+def test_unknown_features_are_refused_before_anything_is_read(folders, tmp_path) -> None:
+    with pytest.raises(UserError, match="did you mean 'medicalnet-50'"):
+        evaluate(tmp_path / "absent", folders["real"], features=["medicalnet50"], autoencoder=_Pooling())
+
+
+def test_computed_features_are_shared_and_used_again(folders, tmp_path) -> None:
+    class _Counting(_Pooling):
+        encoded = 0
+
+        def encode(self, volume):
+            self.encoded += len(volume)
+            return super().encode(volume)
+
+    autoencoder = _Counting()
+    kwargs = {"autoencoder": autoencoder, "cache": tmp_path / "cache"}
+    first = evaluate(folders["generated"], folders["real"], out=tmp_path / "a", **kwargs)
+    assert autoencoder.encoded == 8 + 12
+    second = evaluate(folders["train"], folders["real"], out=tmp_path / "b", **kwargs)
+    assert autoencoder.encoded == 8 + 12 + 10
+    assert first.metrics["frechet_builtin"] != second.metrics["frechet_builtin"]
+    again = evaluate(folders["generated"], folders["real"], out=tmp_path / "c", **kwargs)
+    assert again.metrics == first.metrics
 
 
 def test_table_and_pictures_are_written_and_no_scratch_is_left(report) -> None:
     text = report.markdown.read_text()
     assert "| frechet_builtin (shrunk) |" in text
-    assert "Not an FID" in text
+    assert "no FID" in text
     assert len(report.rows) == len(report.metrics)
     names = {"samples.png", "spectrum.png", "intensity.png", "closest_pixels.png", "closest_builtin.png"}
     assert {path.name for path in report.figures} == names
     found = {path.name for path in report.json.parent.iterdir()}
-    assert found == names | {"metrics.json", "metrics.md"}
+    assert found == names | {"metrics.json", "metrics.md", ".features"}
 
 
 def test_the_same_seed_gives_the_same_numbers_at_another_batch_size(report, folders, tmp_path) -> None:
@@ -194,6 +280,13 @@ def test_a_sidecar_intensity_range_is_divided_out(folders, tmp_path) -> None:
     for name in ("frechet_builtin", "intensity_mean_generated", "ssim_nearest"):
         expected = plain.metrics[name]["value"]
         assert scaled.metrics[name]["value"] == pytest.approx(expected, rel=1e-4), name
+
+
+def test_a_set_of_mixed_scales_is_said(folders, tmp_path) -> None:
+    folder = _write(tmp_path / "mixed", _volumes(6, 0))
+    nib.save(nib.Nifti1Image(_volumes(1, 4)[0] * 1000, np.diag([2.0, 2, 2, 1])), folder / "raw.nii.gz")
+    report = evaluate(folder, folders["real"], autoencoder=_Pooling(), out=tmp_path / "out")
+    assert any("different ways (1 percentiles, 6 as stored)" in note for note in report.content["notes"])
 
 
 def test_latents_are_compared_with_the_training_statistics(folders, tmp_path) -> None:

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
 
@@ -12,14 +10,20 @@ import neuromf
 from neuromf import config
 from neuromf.errors import UserError
 from neuromf.generator import Generator
-from neuromf.pipeline.decode import check_volume, decode
-from neuromf.pipeline.sample import load_sample, newest_run, sample, sample_path
+from neuromf.pipeline.decode import Decoding, decode
+from neuromf.pipeline.sample import newest_run, sample
+from neuromf.pipeline.sample_folder import load_sample, sample_path
 from neuromf.pipeline.train import train
 from neuromf.training import checkpoint
 
 
 def contents(folder: Path, n: int) -> list[bytes]:
     return [sample_path(folder, i).read_bytes() for i in range(n)]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, those of killed writers too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def latents_of(folder: Path, n: int) -> torch.Tensor:
@@ -46,6 +50,61 @@ def test_sampling_again_makes_only_what_is_missing(run: Path, tmp_path: Path) ->
     assert contents(tmp_path / "g", 5) == whole
     assert sample(str(run), 7, out=tmp_path / "g", batch_size=4).made == 2
     assert json.loads((tmp_path / "g/manifest.json").read_text())["n"] == 7
+
+
+def test_what_is_damaged_is_redone_and_nothing_else(run: Path, tmp_path: Path) -> None:
+    out, how = tmp_path / "g", {"batch_size": 2, "decoding": Decoding(), "keep_latents": True}
+    sample(str(run), 5, out=out, **how)
+    whole = files(out)
+    times = {name: (out / name).stat().st_mtime_ns for name in whole}
+    damaged = ["latents/sample_000001.pt", "volumes/sample_000002.nii.gz", "volumes/sample_000004.json"]
+    for name, content in zip(damaged, (whole[damaged[0]][:300], whole[damaged[1]][:-9], b"{"), strict=True):
+        (out / name).write_bytes(content)
+    (out / "volumes/.partial-abc").write_bytes(b"of a process that was killed")
+    assert sample(str(run), 5, out=out, dry_run=True, **how).planned == 3
+    assert sample(str(run), 5, out=out, **how).made == 3
+    assert files(out) == whole
+    rewritten = {name for name in whole if (out / name).stat().st_mtime_ns != times[name]}
+    redone = {*damaged, "volumes/sample_000002.json", "volumes/sample_000004.nii.gz"}
+    assert rewritten - redone == {"manifest.json", "volumes/decode_report.json", "volumes/montage.png"}
+
+
+def test_decoding_at_once_gives_the_files_of_two_steps(run: Path, tmp_path: Path) -> None:
+    decoding = Decoding(batch_size=2, dtype="float32")
+    once = sample(str(run), 7, out=tmp_path / "once", batch_size=3, decoding=decoding)
+    assert (once.made, sorted(files(tmp_path / "once"))[0]) == (7, "manifest.json")
+    assert not (tmp_path / "once/latents").exists()
+    sample(str(run), 7, out=tmp_path / "twice", batch_size=3)
+    decode(tmp_path / "twice", decoding=decoding)
+    assert files(tmp_path / "once/volumes") == files(tmp_path / "twice/volumes")
+    sample(str(run), 7, out=tmp_path / "kept", batch_size=3, decoding=decoding, keep_latents=True)
+    assert files(tmp_path / "kept") == files(tmp_path / "twice")
+    with pytest.raises(UserError, match="holds no latents") as caught:
+        decode(tmp_path / "once")
+    assert "volumes" in caught.value.hint
+
+
+def test_latents_of_an_earlier_call_are_not_computed_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample(str(run), 3, out=tmp_path / "g")
+    monkeypatch.setattr(Generator, "sample_latents", None)
+    assert sample(str(run), 3, out=tmp_path / "g", decoding=Decoding()).made == 3
+
+
+def test_processes_share_the_blocks_and_leave_what_one_leaves(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process first: it must not wait for the main one."""
+    how = {"batch_size": 2, "decoding": Decoding(batch_size=2), "keep_latents": True}
+    sample(str(run), 7, out=tmp_path / "one", **how)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, share in (("1", [2, 3, 6]), ("0", range(7))):
+        monkeypatch.setenv("RANK", rank)
+        made = sample(str(run), 7, out=tmp_path / "two", **how).made
+        assert made == {"0": 4, "1": 3}[rank]
+        assert {path.stem for path in (tmp_path / "two/latents").iterdir()} == {f"sample_{i:06d}" for i in share}
+    assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
 def test_folder_of_other_samples_is_refused(run: Path, tmp_path: Path) -> None:
@@ -106,37 +165,6 @@ def test_the_best_weights_are_taken_on_request(run: Path, tmp_path: Path) -> Non
     model.save_pretrained(tmp_path / "export")
     with pytest.raises(UserError, match="no best weights"):
         neuromf.load(tmp_path / "export", checkpoint="best", device="cpu")
-
-
-def test_volumes_have_the_training_grid_and_say_they_are_synthetic(run: Path, tmp_path: Path) -> None:
-    sample(str(run), 3, out=tmp_path / "g", decode=True, seed=4)
-    image = nib.load(tmp_path / "g/volumes/sample_000001.nii.gz")
-    assert image.shape == (16, 16, 16)
-    assert image.get_data_dtype() == np.int16
-    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-    assert np.allclose(image.header.get_zooms(), 12.0)
-    sidecar = json.loads((tmp_path / "g/volumes/sample_000001.json").read_text())
-    assert sidecar["SyntheticImage"] is True
-    assert (sidecar["Seed"], sidecar["Index"], sidecar["NFE"]) == (4, 1, 1)
-    assert len(sidecar["Model"]["weights_sha256"]) == 64
-    direct = neuromf.load(str(run), device="cpu").sample(3, seed=4)[1, 0].numpy()
-    assert np.abs(image.get_fdata() / 1000 - direct).max() <= 0.5 / 1000 + 1e-5 * np.ptp(direct)
-    assert (tmp_path / "g/volumes/montage.png").exists()
-
-
-def test_decoding_encoded_latents_gives_the_scans_back(latents: Path, heads: Path, tmp_path: Path) -> None:
-    report = decode(latents, tmp_path / "back")
-    assert report.n == report.made == 12
-    name = sorted(path.name for path in heads.glob("*.nii.gz"))[0]
-    real, back = (nib.load(folder / name).get_fdata() / 1000 for folder in (heads, tmp_path / "back"))
-    scaled = (real - real.min()) / (np.percentile(real, 99.5) - real.min())
-    assert np.abs(scaled - back).max() < 2e-3  # Haar is invertible; int16 rounds twice
-
-
-def test_latents_of_another_autoencoder_are_refused(latents: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="these latents were made by"):
-        decode(latents, tmp_path / "out", autoencoder="identity")
-    assert not (tmp_path / "out").exists()
 
 
 def test_export_holds_the_generator_alone(run: Path, tmp_path: Path) -> None:
@@ -304,20 +332,3 @@ def test_the_second_head_stays_behind(classed: Path, tmp_path: Path) -> None:
     assert torch.equal(again.sample_latents([0, 1], **ask), whole.sample_latents([0, 1], **ask))
     with pytest.raises(UserError, match=r"holds the average 0\.01kimg alone, not 500kimg"):
         neuromf.load(export, ema="500kimg", device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("volume", "complaint"),
-    [
-        (np.full((8, 8, 8), np.nan), "not finite"),
-        (np.zeros((8, 8, 8)), "empty"),
-        (np.linspace(0, 50, 512).reshape(8, 8, 8), "out of range"),
-    ],
-)
-def test_quality_check_names_what_is_wrong(volume: np.ndarray, complaint: str) -> None:
-    assert complaint in check_volume(volume.astype(np.float32))
-
-
-def test_quality_check_passes_a_head(heads: Path) -> None:
-    path = sorted(heads.glob("*.nii.gz"))[0]
-    assert check_volume((nib.load(path).get_fdata() / 1000).astype(np.float32)) == ""
