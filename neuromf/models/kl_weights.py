@@ -53,7 +53,7 @@ def read_weights(path: str | Path) -> KLWeights:
     if isinstance(values, Mapping) and "scale_factor" in values:
         raise UserError(
             f"{path} is a rectified-flow U-Net, not an autoencoder",
-            "networks start from it: neuromf train training.init_from=FILE; encode with the autoencoder it was made for",
+            "networks start from it (training.init_from=FILE); encode with the autoencoder it was made for",
         )
     for wrapper in _WRAPPERS:
         if isinstance(values, Mapping) and isinstance(values.get(wrapper), Mapping):

@@ -51,7 +51,8 @@ def test_recomputing_blocks_keeps_less_and_changes_nothing(name):
     assert kept_again < 0.5 * kept
 
 
-def test_names_of_weights_stay(name="mit"):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_names_of_weights_stay(name):
     plain, other = objective(name), objective(name)
     recompute_blocks(other.network)
     assert list(plain.state_dict()) == list(other.state_dict())
