@@ -24,6 +24,7 @@ also: [spectrum_distance]
 """
 
 
+@pytest.mark.slow
 def test_two_cells_are_trained_sampled_evaluated_and_compared(latents: Path, heads: Path, in_tmp: Path) -> None:
     (in_tmp / "two.yaml").write_text(PLAN.replace("DATA", str(latents)).replace("HEADS", str(heads)))
     report = ablate("two.yaml", jobs=2, device="cpu")

@@ -66,7 +66,10 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher",
+    ["accelerate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("accelerate, FSDP", "torchrun"))],
+)
 def test_launchers_start_two_processes(latents, small, in_tmp, launcher):
     Path("fsdp.yaml").write_text(FSDP)
     settings = [w for w in small if not w.startswith(("training.updates", "training.batch_size"))]
