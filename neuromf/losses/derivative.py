@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from neuromf.losses.forward_mode import forward_mode
+
 Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 """An average velocity u(z, r, t): (B, C, I, J, K), (B,), (B,) -> (B, C, I, J, K)."""
 
@@ -34,7 +36,7 @@ def exact(u: Field, z: Tensor, r: Tensor, t: Tensor, tangent: Tensor) -> Tensor:
         (B, C, I, J, K).
     """
     with torch.autocast(z.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), _whole_float32():
-        return torch.func.jvp(lambda z_, t_: u(z_, r, t_), (z, t), (tangent, torch.ones_like(t)))[1]
+        return forward_mode(lambda z_, t_: u(z_, r, t_), (z, t), (tangent, torch.ones_like(t)))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import itertools
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 _LARGEST = 2
 _ENOUGH = 64
@@ -31,12 +32,9 @@ class SmallGridConv3d(nn.Conv3d):
             return super().forward(x)
         cells, (outputs, inputs) = n**3, self.weight.shape[:2]
         taps = self.weight.flatten(2).index_select(2, _taps(n))  # (O, C, cells in, cells out)
-        matrix = taps.reshape(outputs, inputs, cells, cells).permute(1, 2, 0, 3)
-        y = x.flatten(1) @ matrix.reshape(inputs * cells, outputs * cells)
-        y = y.reshape(len(x), outputs, cells)
-        if self.bias is not None:
-            y = y + self.bias[:, None]
-        return y.reshape(len(x), outputs, n, n, n)
+        matrix = taps.reshape(outputs, inputs, cells, cells).permute(0, 3, 1, 2).reshape(outputs * cells, -1)
+        bias = None if self.bias is None else self.bias.repeat_interleave(cells)
+        return F.linear(x.flatten(1), matrix, bias).reshape(len(x), outputs, n, n, n)
 
 
 def for_small_grids(module: nn.Module) -> None:

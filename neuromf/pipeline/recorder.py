@@ -26,7 +26,7 @@ from neuromf.training.trackers import Service
 
 PROGRESS_FILE = "progress.png"
 # Drawing the curves takes at most this share of the time: each epoch is drawn unless epochs are very short.
-DRAWING_SHARE = 0.05
+DRAWING_SHARE = 0.02
 
 
 class Silent:

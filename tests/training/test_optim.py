@@ -169,7 +169,7 @@ def test_everything_else_moves_as_torchs_adamw_moves_it_bit_for_bit():
     optimizer = muon(network, betas=(0.8, 0.9), weight_decay=0.1)
     rest = parameter_groups(network).rest
     twins = {name: p.detach().clone() for name, p in rest.items()}
-    theirs = torch.optim.AdamW(twins.values(), betas=(0.8, 0.9), weight_decay=0.1)
+    theirs = torch.optim.AdamW(twins.values(), betas=(0.8, 0.9), weight_decay=0.1, fused=True)
     for update in range(3):
         for group in (*optimizer.param_groups, *theirs.param_groups):
             group["lr"] = 1e-2 / (1 + update)
