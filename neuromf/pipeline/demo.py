@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,10 +24,14 @@ from neuromf.models.autoencoder import Autoencoder, load_autoencoder
 from neuromf.pipeline.decode import decode
 from neuromf.pipeline.encode import encode
 from neuromf.pipeline.evaluate import evaluate
+from neuromf.pipeline.recorder import Silent
 from neuromf.pipeline.render import Recipe, render
+from neuromf.pipeline.run_folder import RESULT_FILE
 from neuromf.pipeline.sample import sample
+from neuromf.pipeline.side_by_side import Job, side_by_side
 from neuromf.pipeline.train import train
 from neuromf.pipeline.volume_folder import read_stored
+from neuromf.pipeline.workers import cores
 from neuromf.reporting.figures import comparison_sheet
 from neuromf.reporting.tables import markdown_table
 
@@ -70,12 +75,14 @@ class DemoReport:
         ]
 
 
-def demo(out: Path, *, seed: int = 0, progress: Any = None) -> DemoReport:
+def demo(out: Path, *, seed: int = 0, jobs: int | None = None, progress: Any = None) -> DemoReport:
     """Run the whole chain into one folder; run again, it continues where it stopped.
 
     Args:
         out: holds `heads/`, `latents/`, `runs/`, `sheet.png`, `table.md`, `demo.json`.
         seed: of the heads, the training and the noise.
+        jobs: models trained at a time, each in a process of its own if there are two (a script that calls this then
+            needs the `__main__` guard of multiprocessing); None is one per CPU core.
         progress: callback (description, done, total); `message` and `step` of the training listener are used if
             it has them.
 
@@ -92,18 +99,35 @@ def demo(out: Path, *, seed: int = 0, progress: Any = None) -> DemoReport:
         encode([out / "heads"], out / "latents", autoencoder=autoencoder, preprocessing=spec, fractions=FRACTIONS,
                seed=seed, progress=progress)  # fmt: skip
     info = load_latent_folder_info(out / "latents")
+    with clock("train both"):
+        _train(out, seed, jobs or cores(), progress or Silent())
     rows = []
     for name, preset in MODELS.items():
         run = out / "runs" / preset
-        with clock(f"train {name}"):
-            settings = config.load(preset, [f"training.seed={seed}"])
-            train(settings, out / "latents", run, device="cpu", listener=progress)
         for nfe in EVALUATIONS:
             with clock("sample and decode"):
                 _generate(run, nfe, seed, progress)
             with clock("evaluate"):
                 rows.append(_row(name, nfe, run, _measure(out, run, nfe, info, autoencoder, seed, progress)))
     return _finish(out, rows, info, autoencoder, clock.seconds)
+
+
+def _train(out: Path, seed: int, processes: int, listener: Any) -> None:
+    """Train what is not finished; both at once where there are cores for both."""
+    missing = []
+    for name, preset in MODELS.items():
+        settings, run = config.load(preset, [f"training.seed={seed}"]), out / "runs" / preset
+        if not (run / RESULT_FILE).exists():
+            missing.append(Job(name, partial(_train_one, settings, out / "latents", run)))
+    if min(processes, len(missing)) > 1:
+        return side_by_side(missing, processes, listener)
+    for job in missing:
+        job.work(listener)
+    return None
+
+
+def _train_one(settings: config.TrainConfig, latents: Path, run: Path, listener: Any) -> None:
+    train(settings, latents, run, device="cpu", listener=listener)
 
 
 def _generate(run: Path, nfe: int, seed: int, progress: Any) -> None:

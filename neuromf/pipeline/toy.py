@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,10 @@ from neuromf.generator import Generator, load
 from neuromf.metrics.torus import ks_uniform
 from neuromf.pipeline.recorder import Silent
 from neuromf.pipeline.run_folder import RESULT_FILE
-from neuromf.pipeline.toy_jobs import Task, cores, problem_of, train_at_once, train_task
+from neuromf.pipeline.side_by_side import Job, side_by_side
 from neuromf.pipeline.toy_problems import Measured, Problem, data_faults
+from neuromf.pipeline.toy_task import Task, problem_of, train_task
+from neuromf.pipeline.workers import cores
 from neuromf.reporting.tables import markdown_table
 from neuromf.reporting.torus import torus_figure
 from neuromf.training.objective import Draws, Objective
@@ -160,7 +163,7 @@ def toy(
     jobs = jobs or (cores() if torch_device(device).type == "cpu" else 1)
     unfinished = [task for task in tasks if not (task.folder / RESULT_FILE).exists()]
     if min(jobs, len(unfinished)) > 1:
-        train_at_once(unfinished, jobs, listener)
+        side_by_side([Job(task.folder.name, partial(train_task, task)) for task in unfinished], jobs, listener)
     trials = []
     for task in tasks:
         listener.message(f"{task.config.objective.prediction}-prediction, seed {task.config.training.seed}")
@@ -171,7 +174,7 @@ def toy(
 def _trial(task: Task, listener: Any) -> Trial:
     config, folder = task.config, task.folder
     problem = problem_of(task)
-    result = train_task(task, problem, listener)
+    result = train_task(task, listener)
     generator = load(folder, device=task.device)
     measured = {nfe: problem.measure(_samples(generator, nfe, config.training.seed)) for nfe in EVALUATIONS}
     rows = [_row(config, nfe, found) for nfe, found in measured.items()]

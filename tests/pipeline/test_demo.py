@@ -23,7 +23,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, small: list[str]) -> None:
 
 
 def test_demo_makes_the_sheet_and_the_table_and_continues(tiny: None, tmp_path: Path) -> None:
-    report = pipeline.demo(tmp_path / "demo")
+    report = pipeline.demo(tmp_path / "demo", jobs=1)
     assert report.sheet.stat().st_size > 10_000
     assert [(row["model"], row["evaluations"]) for row in report.rows] == [
         ("MeanFlow", 1),
@@ -35,10 +35,16 @@ def test_demo_makes_the_sheet_and_the_table_and_continues(tiny: None, tmp_path: 
     assert "Frechet" in (tmp_path / "demo/table.md").read_text()
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo/runs").rglob("*.safetensors")}
     (tmp_path / "demo/sheet.png").unlink()
-    again = pipeline.demo(tmp_path / "demo")
+    again = pipeline.demo(tmp_path / "demo", jobs=1)
     assert again.sheet.exists()
     assert [row["Frechet (builtin)"] for row in again.rows] == [row["Frechet (builtin)"] for row in report.rows]
     assert kept == {p: p.stat().st_mtime_ns for p in (tmp_path / "demo/runs").rglob("*.safetensors")}
+
+
+@pytest.mark.slow  # new processes import everything again, twice
+def test_models_trained_side_by_side_are_those_trained_in_turn(tiny: None, tmp_path: Path) -> None:
+    here, beside = (pipeline.demo(tmp_path / f"jobs{jobs}", jobs=jobs) for jobs in (1, 2))
+    assert beside.rows == here.rows
 
 
 def test_both_models_of_the_demo_have_the_same_budget() -> None:

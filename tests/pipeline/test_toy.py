@@ -15,7 +15,7 @@ from neuromf.pipeline import toy_problems
 from neuromf.pipeline.recorder import Silent
 from neuromf.pipeline.sample import sample
 from neuromf.pipeline.toy import ToyReport, toy
-from neuromf.pipeline.toy_jobs import Task
+from neuromf.pipeline.toy_task import Task
 
 TINY = ["network.width=16", "network.depth=2", "training.batch_size=32", "training.updates=24"]
 TINY_VOLUMES = [

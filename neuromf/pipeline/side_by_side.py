@@ -1,4 +1,4 @@
-"""Several trials at once: each is trained in a process of its own, and shows its progress under its name."""
+"""Several runs at once: each is trained in a process of its own, and shows its progress under its name."""
 
 from __future__ import annotations
 
@@ -7,59 +7,40 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from neuromf.config import TrainConfig
 from neuromf.errors import Interrupted, UserError
-from neuromf.pipeline.toy_problems import Problem, blob_problem, flat_problem
-from neuromf.pipeline.train import TrainingData, train_on
+from neuromf.pipeline.workers import cores
 from neuromf.training.interrupts import StopRequest
-from neuromf.training.loop import TrainResult
 
 LINE_EVERY_S = 15.0
 _POLL_S = 0.2
 
 
-class Task(NamedTuple):
-    """One run to train; its folder's name is what progress lines begin with."""
+class Job(NamedTuple):
+    """A run to train: what lines of its progress begin with, and the work, which is told its listener.
 
-    config: TrainConfig
-    folder: Path
-    cells: int
-    device: str
+    The work travels to another process: a function of a module, or a `functools.partial` of one.
+    """
 
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name: str
+    work: Callable[[Any], Any]
 
 
-def problem_of(task: Task) -> Problem:
-    """Points for an `mlp`, volumes for every other network; drawn from the run's seed."""
-    seed = task.config.training.seed
-    return flat_problem(seed) if task.config.network.name == "mlp" else blob_problem(seed, task.cells)
+def side_by_side(jobs: Sequence[Job], processes: int, listener: Any) -> None:
+    """Do jobs in up to so many processes that share the processor's cores; what they wrote is the result.
 
-
-def train_task(task: Task, problem: Problem, listener: Any) -> TrainResult:
-    """Train one run, or go on with it, in this process."""
-    data = TrainingData(problem.description(), problem.split.train, problem.split.held_back)
-    return train_on(task.config, data, task.folder, device=task.device, listener=listener)
-
-
-def train_at_once(tasks: Sequence[Task], jobs: int, listener: Any) -> None:
-    """Train runs in up to `jobs` processes that share the processor's cores; what they wrote is the result.
-
-    A stopping signal reaches every process: each saves its run and ends. So does the failure of one.
+    Two networks too small for two cores train faster beside each other than one after the other. A stopping signal
+    reaches every process: each saves its run and ends. So does the failure of one.
 
     Args:
-        tasks: in the order in which they begin.
-        jobs: processes at a time.
+        jobs: in the order in which they begin.
+        processes: at a time.
         listener: its `message` takes the lines of all.
 
     Raises:
@@ -67,10 +48,11 @@ def train_at_once(tasks: Sequence[Task], jobs: int, listener: Any) -> None:
     """
     spawn = multiprocessing.get_context("spawn")  # a forked process would inherit torch's threads, and hang
     lines, stop = spawn.Queue(), spawn.Event()
-    threads = max(1, cores() // min(jobs, len(tasks)))
-    pool = ProcessPoolExecutor(min(jobs, len(tasks)), spawn, _begin, (lines, stop, threads, os.getpid()))
+    processes = min(processes, len(jobs))
+    threads = max(1, cores() // processes)
+    pool = ProcessPoolExecutor(processes, spawn, _begin, (lines, stop, threads, os.getpid()))
     with pool, StopRequest(patient=True) as request:
-        futures = [pool.submit(_train, task) for task in tasks]
+        futures = [pool.submit(_work, job) for job in jobs]
         try:
             while not all(future.done() for future in futures):
                 _pass_on(lines, listener)
@@ -83,14 +65,14 @@ def train_at_once(tasks: Sequence[Task], jobs: int, listener: Any) -> None:
         raise failure
 
 
-def _failure(futures: Sequence[Future[TrainResult]]) -> BaseException | None:
+def _failure(futures: Sequence[Future[None]]) -> BaseException | None:
     """What ended the first run that failed; an interruption only if nothing worse happened."""
     failures = [e for future in futures if future.done() and (e := future.exception()) is not None]
     failures.sort(key=lambda error: isinstance(error, Interrupted))
     if failures and isinstance(failures[0], BrokenProcessPool):
         return UserError(
             "a process that trained was ended from outside, perhaps for want of memory",
-            "run the same command again to continue, with --jobs 1 if memory is short",
+            "run the same command again to continue; if memory is short, on one core: taskset -c 0 neuromf ...",
         )
     return failures[0] if failures else None
 
@@ -129,12 +111,12 @@ def _begin(lines: Any, stop: Any, threads: int, parent: int) -> None:
         os.setsid()
 
 
-def _train(task: Task) -> TrainResult:
+def _work(job: Job) -> None:
     assert _process is not None, "the pool calls _begin first"
-    relay = Relay(task.folder.name, _process)
+    relay = Relay(job.name, _process)
     if relay.unwanted():
         raise Interrupted(f"{relay.name} did not begin", "run the same command again to continue")
-    return train_task(task, problem_of(task), relay)
+    job.work(relay)
 
 
 class Relay:
