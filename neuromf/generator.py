@@ -10,37 +10,39 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from neuromf.conditions import Condition
-from neuromf.config import TrainConfig, from_yaml
+from neuromf.config import AdaptersConfig, TrainConfig, from_yaml
 from neuromf.data.latents import LatentStatistics, class_names
 from neuromf.devices import torch_device
 from neuromf.errors import UserError
 from neuromf.files import atomic_path, read_json, sha256_file, write_json, write_text
 from neuromf.losses.path import average_velocity, data_estimate
+from neuromf.models.adapters import load_base, merge
 from neuromf.models.autoencoder import Autoencoder, load_autoencoder
+from neuromf.models.mask_codec import PairLayout
 from neuromf.models.networks import build_network
+from neuromf.models.state import refuse_differences, state_sha256
 from neuromf.sampling.noise import noise_batch
 from neuromf.sampling.solvers import SOLVERS, time_grid
-from neuromf.training import checkpoint
+from neuromf.training.adapter_file import adapters_of, read_adapters
+from neuromf.training.stored import (
+    CONFIG_FILE,
+    DATA_FILE,
+    WEIGHTS_FILE,
+    Source,
+    average_name,
+    find,
+    read_best,
+    read_weights,
+)
 
 Solver = Literal["auto", "meanflow", "euler", "heun"]
-WEIGHTS_FILE, CONFIG_FILE, DATA_FILE = "generator.safetensors", "config.yaml", "data.json"
-BUILTIN = Path(__file__).parent / "assets" / "generator"
-
-
-class Source(NamedTuple):
-    """Where a generator came from: shown in manifests and sidecars."""
-
-    path: str
-    weights_sha256: str
-    update: int | None
-    ema: str
 
 
 class Generator:
@@ -61,6 +63,7 @@ class Generator:
         self.config, self.data, self.source, self.device = config, data, source, device
         self.statistics = LatentStatistics.from_dict(data["statistics"])
         self.latent_shape: tuple[int, ...] = tuple(data["latent_shape"])
+        self.pair = PairLayout.of(data)
         self._autoencoder: Autoencoder | None = None
 
     def u(self, z: Tensor, r: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
@@ -183,8 +186,19 @@ class Generator:
         return self._autoencoder
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, I, J, K) latents -> (B, 1, 4I, 4J, 4K) volumes, float32, on the CPU."""
-        return self.autoencoder.decode(latents.to(self.device)).float().cpu()
+        """(B, C, I, J, K) latents -> (B, 1, 4I, 4J, 4K) volumes, float32, on the CPU; of pairs the images."""
+        images = latents if self.pair is None else self.pair.image(latents)
+        return self.autoencoder.decode(images.to(self.device)).float().cpu()
+
+    def decode_masks(self, latents: Tensor) -> Tensor:
+        """(B, C, I, J, K) latents of pairs -> (B, 1, 4I, 4J, 4K) masks, bool, on the CPU.
+
+        Raises:
+            UserError: this model makes images alone.
+        """
+        if self.pair is None:
+            raise UserError("this model makes images without masks", "train one that makes both with `neuromf lora`")
+        return self.pair.decode_mask(latents, self.autoencoder)
 
     def sample(self, n: int, *, batch_size: int = 8, **how: Any) -> Tensor:
         """n volumes (n, 1, I, J, K), float32, intensities as trained (background 0, 99.5th percentile 1).
@@ -217,27 +231,35 @@ def load(
     *,
     ema: str | float | None = None,
     checkpoint: Literal["newest", "best"] = "newest",
+    base: str | Path | None = None,
     device: str = "auto",
 ) -> Generator:
-    """A generator from a run folder, an exported folder, `"builtin"`, or a hub id `owner/name`.
+    """A generator from a run folder, an exported folder, a file of adapters, `"builtin"`, or a hub id `owner/name`.
+
+    Adapters are merged with their base: a plain network comes back.
 
     Args:
         source: where it lies.
         ema: the average to use, a decay or a half-life as in `500kimg`; the run's `ema.select` when None. Exported
             folders hold one.
         checkpoint: a run's newest, or the `best`: its selected average where the validation loss was the lowest.
+        base: of adapters, where it does not lie any more where they were trained.
         device: auto, cpu, cuda or mps.
 
     Raises:
-        UserError: nothing there, no checkpoint yet, or no such average.
+        UserError: nothing there, no checkpoint yet, no such average, or adapters without their base.
     """
-    folder = _folder(str(source))
-    if not (folder / CONFIG_FILE).is_file() or not (folder / DATA_FILE).is_file():
-        raise UserError(f"{folder} is neither a run nor an exported generator", "runs are made by `neuromf train`")
-    config, data = from_yaml(folder / CONFIG_FILE), read_json(folder / DATA_FILE)
-    whole: Any = build_network(config.network.model_dump(), data["latent_shape"], classes=len(class_names(data)))
     name = None if ema is None else average_name(ema)
-    weights, origin = _best(folder, name) if checkpoint == "best" else _weights(folder, config, data, name)
+    if Path(source).suffix == ".safetensors":
+        config, data, weights, origin = _adapter_file(Path(source), name)
+    else:
+        folder = find(source)
+        config, data = from_yaml(folder / CONFIG_FILE), read_json(folder / DATA_FILE)
+        weights, origin = read_best(folder, name) if checkpoint == "best" else read_weights(folder, config, data, name)
+    whole: Any = build_network(config.network.model_dump(), data["latent_shape"], classes=len(class_names(data)))
+    if config.adapters.base is not None:
+        whole = _merged(config, data, weights, whole, find_base(config, data, base, beside=Path(origin.path)))
+        weights, config = whole.state_dict(), config.model_copy(update={"adapters": AdaptersConfig()})
     network = whole.without_v_head() if config.network.v_head_blocks else whole
     second_head = whole.state_dict().keys() - network.state_dict().keys()
     network.load_state_dict({name: value for name, value in weights.items() if name not in second_head})
@@ -267,61 +289,52 @@ def matching_autoencoder(
     return autoencoder
 
 
-def _folder(source: str) -> Path:
-    if source == "builtin":
-        if not BUILTIN.is_dir():
-            raise UserError("this build ships no generator", "train one: `neuromf demo` needs no data")
-        return BUILTIN
-    path = Path(source)
-    if path.exists() or source.count("/") != 1 or source.startswith((".", "/", "runs/")):
-        if not path.is_dir():
-            raise UserError(f"there is no run at {path}", "give a run folder, `builtin`, or a hub id owner/name")
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def find_base(
+    config: TrainConfig, data: Mapping[str, Any], given: str | Path | None = None, *, beside: Path | None = None
+) -> Generator:
+    """The generator that adapters belong to, known by its weights.
 
-    try:
-        return Path(snapshot_download(source, allow_patterns=[WEIGHTS_FILE, CONFIG_FILE, DATA_FILE]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"'{source}' is no folder here, and could not be fetched from the hub: {str(error).splitlines()[0]}",
-            "check the path or the id; without internet copy the folder here and give its path",
-        ) from error
+    Args:
+        config, data: of the adapted run.
+        given: where it lies; None looks where it lay in training, and beside the run.
+        beside: the run's folder.
 
-
-def _weights(
-    folder: Path, config: TrainConfig, data: dict[str, Any], ema: str | None
-) -> tuple[dict[str, Tensor], Source]:
-    exported = folder / WEIGHTS_FILE
-    if exported.is_file():
-        held = str(data.get("ema"))
-        if ema is not None and ema != held:
-            raise UserError(f"{folder} holds the average {held} alone, not {ema}", "leave --ema out")
-        return load_file(exported), Source(str(folder), sha256_file(exported), data.get("update"), held)
-    newest, _ = checkpoint.newest(folder)
-    if newest is None:
-        raise UserError(f"{folder} has no checkpoint yet", "train further: the same `neuromf train` command resumes")
-    name = ema or config.ema.selected
-    weights = checkpoint.load_average(newest, name)
-    file = newest / f"ema_{name}.safetensors"
-    update = int(read_json(newest / "checkpoint.json")["update"])
-    return weights, Source(str(folder), sha256_file(file), update, name)
+    Raises:
+        UserError: it is not there, or has other weights.
+    """
+    wanted, named = data["base"], str(config.adapters.base)
+    places = [str(wanted.get("path", named)), named, *([str(beside.parent / Path(named).name)] if beside else [])]
+    found = [place for place in dict.fromkeys([str(given)] if given else places) if given or _is_there(place)]
+    for place in found:
+        base = load(place, device="cpu")
+        if (sha256 := state_sha256(base.network.state_dict())) == wanted["sha256"]:
+            return base
+        places = [f"{place} (it has {sha256[:12]}...)"]
+    raise UserError(
+        f"these adapters belong to a base with the weights {wanted['sha256'][:12]}..., and it is not at "
+        + " or ".join(dict.fromkeys(places)),
+        "say where it lies: neuromf lora --merge RUN --base BASE --out FOLDER",
+    )
 
 
-def _best(folder: Path, ema: str | None) -> tuple[dict[str, Tensor], Source]:
-    weights, kept = checkpoint.load_best(folder)
-    if ema not in (None, kept.ema):
-        raise UserError(
-            f"the best weights of {folder} are those of the average {kept.ema}, not {ema}",
-            "leave --ema out, or take the newest checkpoint",
-        )
-    file = folder / checkpoint.FOLDER / checkpoint.BEST
-    return weights, Source(str(folder), sha256_file(file), kept.update, kept.ema)
+def _is_there(place: str) -> bool:
+    return place == "builtin" or (Path(place) / CONFIG_FILE).is_file()
 
 
-def average_name(ema: str | float) -> str:
-    """How checkpoints call an average: 0.9950 and "0.995" are `0.995`, a half-life is `500kimg`."""
-    try:
-        return f"{float(ema):g}"
-    except ValueError:
-        return str(ema)
+def _adapter_file(path: Path, ema: str | None) -> tuple[TrainConfig, dict[str, Any], dict[str, Tensor], Source]:
+    held = read_adapters(path)
+    if ema not in (None, held.ema):
+        raise UserError(f"{path} holds the average {held.ema} alone, not {ema}", "leave --ema out")
+    return held.config, held.data, held.weights, Source(str(path.parent), sha256_file(path), held.update, held.ema)
+
+
+def _merged(
+    config: TrainConfig, data: dict[str, Any], weights: Mapping[str, Tensor], plain: nn.Module, base: Generator
+) -> nn.Module:
+    """A plain network that answers as the base with these adapters does."""
+    settings, shape = config.network.model_dump(), data["latent_shape"]
+    network = build_network(settings, shape, adapters=adapters_of(config, data))
+    load_base(network, base.network.state_dict())
+    refuse_differences("these adapters do not fit the settings", weights, network.state_dict(), "copy the run again")
+    network.load_state_dict(dict(weights))
+    return merge(network, plain)

@@ -13,7 +13,7 @@ from neuromf.errors import UserError
 # Options followed by one or three numbers (see `command.join_numbers`).
 NUMBER_LISTS = ("--size", "--spacing", "--fractions", "--guidance-interval", "--seeds")
 # Options followed by words of the form key=value.
-PAIR_LISTS = ("--where", "--augment", "--entity")
+PAIR_LISTS = ("--where", "--augment", "--entity", "--sbatch")
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 SolverName = Literal["auto", "meanflow", "euler", "heun"]

@@ -302,7 +302,7 @@ def test_a_shipped_preset_opens_with_purpose_source_and_command(name):
     assert len(header[0]) > 20
     assert any(line.startswith(("Source: ", "Purpose: ")) for line in header)
     command = next(line for line in header if line.startswith("Command: "))
-    assert re.search(rf"\bneuromf(_cli)? (train|toy|demo)\b.*\b{name}\b", command)
+    assert re.search(rf"\bneuromf(_cli)? (train|toy|demo|lora)\b.*\b{name}\b", command)
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 30
 
 

@@ -4,9 +4,10 @@ Precedence: `key=value` on the command line > `NEUROMF_*` environment > `--confi
 """
 
 from neuromf.config.presets import find_preset, preset_files, preset_folders, preset_header, read_yaml
-from neuromf.config.resolve import from_yaml, load, parse_overrides
+from neuromf.config.resolve import from_values, from_yaml, load, parse_overrides
 from neuromf.config.schema import RESERVED_ENVIRONMENT, TrainConfig, known_keys
 from neuromf.config.sections import (
+    AdaptersConfig,
     EmaConfig,
     GuardsConfig,
     GuidanceConfig,
@@ -23,6 +24,7 @@ from neuromf.config.sections import (
 
 __all__ = [
     "RESERVED_ENVIRONMENT",
+    "AdaptersConfig",
     "EmaConfig",
     "GuardsConfig",
     "GuidanceConfig",
@@ -37,6 +39,7 @@ __all__ = [
     "TrainingConfig",
     "UNetConfig",
     "find_preset",
+    "from_values",
     "from_yaml",
     "known_keys",
     "load",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,26 @@ def _scalar(text: str) -> Any:
     return value
 
 
-def load(preset: str = "imf-xpred", overrides: Sequence[str] = (), config: Path | None = None) -> TrainConfig:
+def load(
+    preset: str = "imf-xpred",
+    overrides: Sequence[str] = (),
+    config: Path | None = None,
+    *,
+    below: Mapping[str, Any] | None = None,
+) -> TrainConfig:
     """Resolve preset, file, environment and overrides into one frozen configuration.
 
     Args:
         preset: a shipped name or a YAML path.
         overrides: `key=value` strings.
         config: a YAML file laid over the preset.
+        below: settings that the preset is laid over, in place of the defaults.
 
     Raises:
         UserError: every wrong key and value at once, each with what is allowed.
     """
     path = find_preset(preset)
-    files = [read_yaml(path)] + ([read_yaml(config)] if config else [])
+    files = [*([dict(below)] if below else []), read_yaml(path), *([read_yaml(config)] if config else [])]
     changed = parse_overrides(overrides)
     _one_length(files, changed)
     for layer in (*files, changed):
@@ -72,7 +79,17 @@ def load(preset: str = "imf-xpred", overrides: Sequence[str] = (), config: Path 
 
 def from_yaml(path: Path) -> TrainConfig:
     """A resolved configuration as a run folder stores it (no environment, no preset)."""
-    return _build({**read_yaml(path), "_environment": False}, source=str(path))
+    return from_values(read_yaml(path), str(path))
+
+
+def from_values(values: Mapping[str, Any], source: str) -> TrainConfig:
+    """A resolved configuration from its plain values (no environment, no preset).
+
+    Args:
+        values: by section.
+        source: where they are from, for messages.
+    """
+    return _build({**values, "_environment": False}, source=source)
 
 
 def _one_length(files: list[dict[str, Any]], changed: dict[str, Any]) -> None:

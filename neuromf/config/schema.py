@@ -19,6 +19,7 @@ from pydantic_settings import (
 
 from neuromf.config.sections import (
     NETWORKS,
+    AdaptersConfig,
     EmaConfig,
     GuardsConfig,
     GuidanceConfig,
@@ -57,6 +58,7 @@ class TrainConfig(BaseSettings):
     ema: EmaConfig = EmaConfig()
     intervals: IntervalsConfig = IntervalsConfig()
     guards: GuardsConfig = GuardsConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @classmethod
@@ -80,7 +82,7 @@ class TrainConfig(BaseSettings):
     @model_validator(mode="after")
     def _crossed(self) -> TrainConfig:
         faults = [*_channel_faults(self.objective), *_head_faults(self), *_guidance_faults(self)]
-        faults += _time_faults(self)
+        faults += [*_time_faults(self), *_adapter_faults(self)]
         if self.network.precondition and self.objective.prediction != "x":
             faults.append("network.precondition=true makes a data estimate: set objective.prediction=x")
         if faults:
@@ -137,6 +139,22 @@ def _guidance_faults(config: TrainConfig) -> Iterator[str]:
         yield "meanflow has one fixed scale: set network.guidance=false"
     if name in ("imf", "pmf") and not network.guidance:
         yield f"{name} draws a scale for every sample: set network.guidance=true"
+
+
+def _adapter_faults(config: TrainConfig) -> Iterator[str]:
+    if config.adapters.base is None:
+        return
+    network = config.network
+    if network.name == "mlp":
+        yield "adapters are made for maisi-unet and mit, and this network is an mlp"
+    if network.v_head_blocks:
+        yield "a frozen base has lost its second head: set network.v_head_blocks=0 and objective.tangent=boundary"
+    if network.classes or network.guidance:
+        yield "adapters.base with classes or guidance cannot be adapted: take a base without them"
+    if config.training.init_from:
+        yield "training.init_from and adapters.base both say what to start from: set training.init_from=null"
+    if config.objective.perceptual_weight:
+        yield "objective.perceptual_weight compares decoded images, and pairs hold masks too: set it to 0"
 
 
 class _StrictEnvironment(EnvSettingsSource):

@@ -320,6 +320,31 @@ class GuardsConfig(_Section):
     nonfinite_limit: Count = 20
 
 
+class AdaptersConfig(_Section):
+    """Low-rank adapters that teach a trained, frozen network images together with masks (`neuromf lora`)."""
+
+    base: str | None = None
+    """The run, or exported generator, that is adapted; null trains a network of its own."""
+    rank: Count = 8
+    lora_alpha: Positive = 16.0
+    """The adapters' output is multiplied by lora_alpha / rank."""
+    targets: Literal["attention", "attention+blocks"] = "attention"
+    """What they stand beside: attention alone, or also convolutions (maisi-unet) or feed-forward layers (mit)."""
+    mask: Literal["auto", "autoencoder", "downsample"] = "auto"
+    """How a mask becomes latent channels: through the autoencoder, or as block means; auto measures which is better."""
+    image_lp: Positive | None = None
+    """objective.lp of the image's channels; null leaves it."""
+    mask_lp: Positive | None = None
+    """objective.lp of the mask's channels; null leaves it."""
+    mask_weight: Positive | None = None
+    """Weight of each of the mask's channels against an image's mean one; null has mask and image weigh alike."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """`targets` as a list."""
+        return tuple(self.targets.split("+"))
+
+
 class TrackingConfig(_Section):
     """Where a run's figures go beside its folder; they go nowhere unless a service is named."""
 

@@ -62,14 +62,15 @@ class _Space:
 
 
 @one_thread()
-def phantom_labels(seed: int, size: Size = (64, 64, 64), spacing_mm: float = 3.0, lesion: bool = False) -> LabelMap:
+def phantom_labels(seed: int, size: Size = (64, 64, 64), spacing_mm: float = 3.0, lesion: float = 0) -> LabelMap:
     """Draw the labels of a head; the same seed gives the same head at any size and spacing.
 
     Args:
         seed: any whole number >= 0.
         size: voxels (I, J, K); the middle of the block is the middle of the brain, at 0 mm.
         spacing_mm: edge of the cubic voxels.
-        lesion: add white matter lesions (labels 25, 57) and their `lesion_mask`; the rest stays as it is.
+        lesion: add white matter lesions (labels 25, 57) and their `lesion_mask`; the rest stays as it is. 1 draws
+            blobs of 7 to 20 mm across, another number scales them.
 
     Raises:
         UserError: a size, spacing or seed that makes no sense, or no white matter to put a lesion in.
@@ -85,7 +86,7 @@ def phantom_labels(seed: int, size: Size = (64, 64, 64), spacing_mm: float = 3.0
     _deep_rows(space, a, rows)
     on_right = space.fine(space.points[0]) > 0
     rows = torch.where(on_right, torch.from_numpy(MIRROR_ROWS)[rows.int()], rows)
-    mask = _add_lesion(np.random.default_rng([_LESION, seed]), space, rows) if lesion else None
+    mask = _add_lesion(np.random.default_rng([_LESION, seed]), space, rows, float(lesion)) if lesion else None
     affine = np.diag([spacing_mm] * 3 + [1.0])
     affine[:3, 3] = -(np.array(size) - 1) / 2 * spacing_mm
     return with_rows(NUMBERS[rows.numpy()], affine, rows.numpy(), mask)
@@ -180,7 +181,7 @@ def _deep_rows(space: _Space, a: Anatomy, rows: torch.Tensor) -> None:
         _paint(part, brain & (depth > 0), name)
 
 
-def _add_lesion(rng: np.random.Generator, space: _Space, rows: torch.Tensor) -> np.ndarray:
+def _add_lesion(rng: np.random.Generator, space: _Space, rows: torch.Tensor, scale: float) -> np.ndarray:
     """Turn one to three uneven blobs of white matter into lesion; returns their mask (I, J, K) bool."""
     left = rows == _ROW["cerebral white matter"]
     right = rows == int(MIRROR_ROWS[_ROW["cerebral white matter"]])
@@ -189,7 +190,7 @@ def _add_lesion(rng: np.random.Generator, space: _Space, rows: torch.Tensor) -> 
     for _ in range(_LESION_TRIES):
         side = rng.choice([-1.0, 1.0])
         centre = (side * rng.uniform(16, 34), rng.uniform(-42, 36), rng.uniform(12, 34))
-        a, b, c = rng.uniform(3.5, 10.0, 3)
+        a, b, c = scale * rng.uniform(3.5, 10.0, 3)
         depth = ellipsoid(space.points, centre, (a, b, c)) + 1.5 * rough
         # Noise alone would also reach the surface somewhere far away.
         depth = torch.minimum(depth, ellipsoid(space.points, centre, (1.4 * a, 1.4 * b, 1.4 * c)))
@@ -216,7 +217,7 @@ def phantom(
     spacing_mm: float = 3.0,
     contrast: Contrast = "T1",
     stripped: bool = False,
-    lesion: bool = False,
+    lesion: float = 0,
 ) -> Rendering:
     """Draw a head and render it: `phantom_labels` on voxels half as large, then `render` without further bending."""
     i, j, k = size

@@ -1,4 +1,4 @@
-"""Scan -> network volume: resample to a spacing, crop or pad to a size, scale the intensity; all invertible.
+"""Scan -> network volume: resample to a spacing, crop or pad to a size, scale the intensity (`restoration`: back).
 
 The steps, in this order (each is written to the record of the result):
 
@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from scipy import ndimage
 
-from neuromf.data.bias_field import field_on
 from neuromf.data.volumes import Volume, spacing_of
 from neuromf.errors import ScanError, UserError, did_you_mean
 
@@ -157,23 +156,6 @@ def preprocess(volume: Volume, spec: Preprocessing) -> Prepared:
     return Prepared(result, affine, record)
 
 
-def restore_intensity(array: np.ndarray, record: Mapping[str, Any]) -> np.ndarray:
-    """Undo the intensity step, x = y (upper - lower) + lower, to float32 rounding (clipped values stay lost).
-
-    Where the record has a `bias_field` (see `bias_field.correct_bias`), that comes back as well.
-
-    Args:
-        array: on the scale of `Prepared.array`; any shape, with a bias field (..., I, J, K) of the record's grid.
-        record: `Prepared.record`.
-    """
-    lower, upper = record["intensity"]["lower"], record["intensity"]["upper"]
-    restored = np.asarray(array, dtype=np.float64) * (upper - lower) + lower
-    if bias := record.get("bias_field"):
-        field = field_on(bias, restored.shape[-3:], np.asarray(record["affine"]))
-        restored = bias["lower"] + (restored - bias["lower"]) * field
-    return restored.astype(np.float32)
-
-
 def resample(
     array: np.ndarray, affine: np.ndarray, spacing_mm: tuple[float, float, float] | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -246,9 +228,9 @@ def head_mask(array: np.ndarray) -> np.ndarray:
 
 
 def crop_or_pad(
-    array: np.ndarray, start: tuple[int, int, int], size: tuple[int, int, int]
+    array: np.ndarray, start: tuple[int, int, int], size: tuple[int, ...], outside: float = 0.0
 ) -> tuple[np.ndarray, tuple[slice, slice, slice]]:
-    """Cut the box of `size` voxels that begins at index `start` (may be negative); outside is 0.
+    """Cut the box of `size` voxels that begins at index `start` (may be negative); elsewhere it is `outside`.
 
     Returns:
         The box, and the slices of it that come from `array`.
@@ -256,7 +238,7 @@ def crop_or_pad(
     first = [max(0, s) for s in start]
     last = [max(f, min(n, s + m)) for n, s, m, f in zip(array.shape, start, size, first, strict=True)]
     inside = tuple(slice(f - s, e - s) for f, e, s in zip(first, last, start, strict=True))
-    box = np.zeros(size, dtype=array.dtype)
+    box = np.full(size, outside, dtype=array.dtype)
     box[inside] = array[tuple(slice(f, e) for f, e in zip(first, last, strict=True))]
     return box, (inside[0], inside[1], inside[2])
 

@@ -57,10 +57,14 @@ class Volume(NamedTuple):
     source: dict[str, Any]
 
 
-def load_volume(path: str | Path) -> Volume:
+def load_volume(path: str | Path, *, constant: bool = False) -> Volume:
     """Read a NIfTI file, bring it to RAS+ and check it.
 
     The same scan stored in any of the 48 axis orders and directions gives the same array, bit for bit.
+
+    Args:
+        path: of the file.
+        constant: take a volume of one value, too, such as an empty mask.
 
     Raises:
         ScanError: not a 3-D real NIfTI volume, damaged, with NaN or Inf, constant, or without a usable grid.
@@ -70,6 +74,11 @@ def load_volume(path: str | Path) -> Volume:
     affine = np.asarray(image.affine, dtype=np.float64)
     _check_affine(path, affine)
     array = _voxels(path, image)
+    if not constant and array.min() == array.max():
+        raise ScanError(
+            f"{path}: every voxel has the value {float(array.flat[0]):g}; there is no image in it",
+            "check that the right file was exported",
+        )
 
     orientation = io_orientation(affine)
     ras = np.ascontiguousarray(apply_orientation(array, orientation))
@@ -315,7 +324,7 @@ def _check_affine(path: Path, affine: np.ndarray) -> None:
 
 
 def _voxels(path: Path, image: nib.Nifti1Image) -> np.ndarray:
-    """(I, J, K) float32 with the header's slope applied, checked for NaN, Inf and contrast."""
+    """(I, J, K) float32 with the header's slope applied, checked for NaN and Inf."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
@@ -328,11 +337,6 @@ def _voxels(path: Path, image: nib.Nifti1Image) -> np.ndarray:
         raise ScanError(
             f"{path}: {1 - finite.mean():.2%} of the voxels are NaN or Inf; every voxel must be a number",
             "replace them, for instance by 0: fslmaths IN -nan OUT",
-        )
-    if array.min() == array.max():
-        raise ScanError(
-            f"{path}: every voxel has the value {float(array.flat[0]):g}; there is no image in it",
-            "check that the right file was exported",
         )
     return array
 

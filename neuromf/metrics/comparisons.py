@@ -1,7 +1,8 @@
 """Whether runs of different settings differ: Welch's t, analysis of variance, Tukey's HSD, Holm; with effect sizes.
 
-Each value is one independent run (a seed), not one volume. A test says how surprising the differences were if there
-were none; the interval beside it says which differences the data leave possible.
+Each value is one independent run (a seed), not one volume; but `paired`, `unpaired` and `discrepancy_difference` tell
+two sets of volumes apart. A test says how surprising the differences were if there were none; the interval beside it
+says which differences the data leave possible.
 """
 
 from __future__ import annotations
@@ -48,6 +49,16 @@ class Anova(NamedTuple):
     eta_squared: float
     low: float
     high: float
+
+
+class Difference(NamedTuple):
+    """The first less the second, with its interval and the two-sided p of no difference; `test` says how."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    test: str
 
 
 class Pair(NamedTuple):
@@ -153,6 +164,69 @@ def tukey(groups: Groups, blocks: Mapping[str, Sequence[Any]] | None = None, lev
         p = float(stats.studentized_range.sf(abs(d) / error, k, df))
         pairs.append(Pair(first, second, d, d - critical * error, d + critical * error, min(max(p, 0.0), 1.0)))
     return pairs
+
+
+def paired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Difference:
+    """Two sets of values of the same items, in the same order: Student's t of their differences.
+
+    Raises:
+        UserError: sets of different lengths, or of fewer than two items.
+    """
+    if len(a) != len(b) or len(a) < 2:
+        raise UserError(f"a paired comparison of {len(a)} and {len(b)} values", "two or more items, each in both sets")
+    found = mean_interval((np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).tolist(), level)
+    half = found.high - found.value
+    if half > 0:
+        t = found.value / half * float(stats.t.ppf((1 + level) / 2, len(a) - 1))
+        p = float(2 * stats.t.sf(abs(t), len(a) - 1))
+    else:
+        p = 1.0 if found.value == 0 else 0.0
+    return Difference(found.value, found.low, found.high, p, "paired t")
+
+
+def unpaired(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Difference:
+    """Two sets of values of different items: Welch's t.
+
+    Raises:
+        UserError: fewer than two values in a set, or no variance at all.
+    """
+    _check({"first": a, "second": b})
+    test = stats.ttest_ind(a, b, equal_var=False)
+    interval = test.confidence_interval(level)
+    difference = float(np.mean(a) - np.mean(b))
+    return Difference(difference, float(interval.low), float(interval.high), float(test.pvalue), "Welch's t")
+
+
+def discrepancy_difference(
+    values: tuple[float, float],
+    generated: tuple[Sequence[float], Sequence[float]],
+    real: tuple[Sequence[float], Sequence[float]],
+    level: float = 0.95,
+) -> Difference:
+    """Two kernel distances of different generated sets to one real set: are they equal?
+
+    The normal interval of the difference, by the jackknife: Var = (n-1) s^2 over leaving out each volume of the first
+    generated set, the same of the second, and (m-1) s^2 of the difference itself over leaving out each real volume,
+    which both distances share.
+
+    Args:
+        values: the two distances.
+        generated: of each, its values without each of its generated volumes.
+        real: of each, its values without each real volume, in the same order.
+        level: of the interval.
+
+    Raises:
+        UserError: different numbers of real volumes.
+    """
+    a, b = (np.asarray(x, dtype=float) for x in real)
+    if len(a) != len(b):
+        raise UserError(f"distances to {len(a)} and to {len(b)} real volumes are not of one real set")
+    parts = [np.asarray(x, dtype=float) for x in (*generated, a - b)]
+    error = math.sqrt(sum((len(x) - 1) * float(x.var()) for x in parts))
+    difference = values[0] - values[1]
+    half = float(stats.norm.ppf((1 + level) / 2)) * error
+    p = float(2 * stats.norm.sf(abs(difference) / error)) if error > 0 else float(difference == 0)
+    return Difference(difference, difference - half, difference + half, p, "jackknife z, one real set")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ slice-wise FIDs do; the kernel distances compare volumes, two of which are as si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +22,8 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 """(n, D), (m, D) -> (n, m)."""
 
 _ROWS = 2048  # converted to float64 at once
-_MEDIAN_ROWS = 1000
+_NOT_FINITE, _FIND = "the features hold NaN or Inf", "find the volume that is not finite and leave it out"
+_MEDIAN_ROWS = 2000
 
 
 class _Gaussian(NamedTuple):
@@ -59,13 +60,54 @@ def frechet_distance(features_a: Tensor, features_b: Tensor, *, shrinkage: Shrin
         basis = torch.linalg.qr(torch.cat([a, b]).T).Q
         a, b, rest = a @ basis, b @ basis, dimension - basis.shape[1]
     fit_a, fit_b = (_fit(x, shrinkage, dimension) for x in (a, b))
-    values, vectors = torch.linalg.eigh(fit_a.covariance)
-    root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = root_a @ fit_b.covariance @ root_a
-    cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    squared = squared + fit_a.covariance.trace() + fit_b.covariance.trace() - 2 * cross
+    squared = squared + _bures(fit_a.covariance, fit_b.covariance)
     squared = squared + rest * (fit_a.elsewhere**0.5 - fit_b.elsewhere**0.5) ** 2
     return max(float(squared), 0.0)
+
+
+class Moments(NamedTuple):
+    """How many items there are, their mean (D,) and unbiased sample covariance (D, D), float64."""
+
+    n: int
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(parts: Iterable[Tensor]) -> Moments:
+    """Moments of items that come in parts (n, D), which need not fit in memory together.
+
+    Raises:
+        UserError: fewer than 2 items, or values that are not finite.
+    """
+    n, shift, first, second = 0, torch.zeros(0), torch.zeros(0), torch.zeros(0)
+    for part in parts:
+        if not part.isfinite().all():
+            raise UserError(_NOT_FINITE, _FIND)
+        x = part.double()
+        if n == 0:  # sums about a point near the mean lose no digits
+            shift = x.mean(0)
+            first, second = torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift))
+        x = x - shift
+        n, first, second = n + len(x), first + x.sum(0), second + x.T @ x
+    if n < 2:
+        raise UserError(f"a covariance needs at least 2 items, got {n}", "generate or provide more volumes")
+    mean = first / n
+    return Moments(n, shift + mean, (second - n * torch.outer(mean, mean)) / (n - 1))
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    """`frechet_distance` of sets whose moments are known, without shrinkage."""
+    squared = (a.mean - b.mean).square().sum() + _bures(a.covariance, b.covariance)
+    return max(float(squared), 0.0)
+
+
+def _bures(a: Tensor, b: Tensor) -> Tensor:
+    """tr(A + B) - 2 tr((A^1/2 B A^1/2)^1/2)."""
+    values, vectors = torch.linalg.eigh(a)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    product = root @ b @ root
+    cross = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
+    return a.trace() + b.trace() - 2 * cross
 
 
 def ledoit_wolf_share(features: Tensor, dimension: int | None = None) -> float:
@@ -109,12 +151,28 @@ def _covariance(x: Tensor) -> Tensor:
     return total / (len(x) - 1)
 
 
-def kid(features_a: Tensor, features_b: Tensor, *, level: float = 0.95, block: int = 256) -> Estimate:
+class Discrepancy(NamedTuple):
+    """A squared kernel discrepancy, and what it is without each volume of the first (N,) and the second set (M,)."""
+
+    value: float
+    without_a: Tensor
+    without_b: Tensor
+
+    def estimate(self, level: float = 0.95) -> Estimate:
+        """The value with its normal interval, by the jackknife (leave one out) variance of a two-sample U-statistic."""
+        variance = sum(
+            ((len(x) - 1) * x.var(correction=0) for x in (self.without_a, self.without_b)), torch.tensor(0.0)
+        )
+        half_width = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)) * variance.sqrt())
+        n = min(len(self.without_a), len(self.without_b))
+        return Estimate(self.value, self.value - half_width, self.value + half_width, n)
+
+
+def kid(features_a: Tensor, features_b: Tensor, *, block: int = 256) -> Discrepancy:
     """Kernel distance with k(x, y) = (x.y / D + 1)^3 (Binkowski et al. 2018): unbiased MMD^2, all pairs.
 
-    The interval is the normal one with the jackknife (leave one out) variance of the two-sample
-    U-statistic. Being unbiased, the value may be below zero. One value over all pairs has the expectation
-    of the customary mean over subsets and less variance; memory does not grow with N or M.
+    Being unbiased, the value may be below zero. One value over all pairs has the expectation of the customary mean
+    over subsets and less variance; memory does not grow with N or M.
 
     Args:
         features_a: (N, D), or (N, S, D): slices of one volume are not independent, so no two are compared.
@@ -125,46 +183,41 @@ def kid(features_a: Tensor, features_b: Tensor, *, level: float = 0.95, block: i
         UserError: N or M below 3 (leaving one out needs two more), different D, or values not finite.
     """
     _check(features_a, features_b, least=3)
-    return _unbiased_mmd(features_a, features_b, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3, level, block)
+    return _unbiased_mmd(features_a, features_b, lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3, block)
 
 
-def mmd(
-    features_a: Tensor, features_b: Tensor, *, bandwidth: float | None = None, level: float = 0.95, block: int = 256
-) -> Estimate:
+def mmd(features_a: Tensor, features_b: Tensor, *, bandwidth: float | None = None, block: int = 256) -> Discrepancy:
     """Squared maximum mean discrepancy with k(x, y) = exp(-|x - y|^2 / (2 s^2)) (Gretton et al. 2012), unbiased.
 
-    Unlike the cubic kernel's it is 0 in expectation for equal distributions only, and is at most 2. The interval is
-    as in `kid`.
+    Unlike the cubic kernel's it is 0 in expectation for equal distributions only, and is at most 2.
 
     Args:
         features_a: (N, D), or (N, S, D).
         features_b: (M, D), or (M, S, D).
-        bandwidth: s; `median_distance` of the two sets by default.
+        bandwidth: s; by default `median_distance` within the second set, so that distances of several sets to one
+            reference share their kernel.
         block: volumes a side compared at once.
 
     Raises:
         UserError: as `kid`; or all features are equal, so that there is no scale.
     """
     _check(features_a, features_b, least=3)
-    s = median_distance(features_a, features_b) if bandwidth is None else bandwidth
+    s = median_distance(features_b) if bandwidth is None else bandwidth
     if s <= 0:
         raise UserError("all features are equal: there is no distance to scale the kernel by", "look at the volumes")
     return _unbiased_mmd(
-        features_a, features_b, lambda x, y: torch.exp(-torch.cdist(x, y).square() / (2 * s * s)), level, block
+        features_a, features_b, lambda x, y: torch.exp(-torch.cdist(x, y).square() / (2 * s * s)), block
     )
 
 
-def median_distance(features_a: Tensor, features_b: Tensor) -> float:
-    """Median distance between different items of both sets together, of 1,000 evenly spread ones of each at most."""
-    parts = []
-    for x in (features_a, features_b):
-        rows = x.reshape(-1, x.shape[-1])
-        parts.append(rows[:: -(-len(rows) // _MEDIAN_ROWS)].double())
-    return float(torch.pdist(torch.cat(parts)).median())
+def median_distance(features: Tensor) -> float:
+    """Median distance between different items (N, D) or (N, S, D), of 2,000 evenly spread ones at most."""
+    rows = features.reshape(-1, features.shape[-1])
+    return float(torch.pdist(rows[:: -(-len(rows) // _MEDIAN_ROWS)].double()).median())
 
 
-def _unbiased_mmd(a: Tensor, b: Tensor, kernel: Kernel, level: float, block: int) -> Estimate:
-    """E k(a, a') + E k(b, b') - 2 E k(a, b) over pairs of different volumes, and its jackknife interval."""
+def _unbiased_mmd(a: Tensor, b: Tensor, kernel: Kernel, block: int) -> Discrepancy:
+    """E k(a, a') + E k(b, b') - 2 E k(a, b) over pairs of different volumes."""
     a, b = (x[:, None] if x.ndim == 2 else x for x in (a, b))
     n, m = len(a), len(b)
     within_a, within_b = _kernel_sums(a, a, kernel, block)[0], _kernel_sums(b, b, kernel, block)[0]
@@ -175,9 +228,7 @@ def _unbiased_mmd(a: Tensor, b: Tensor, kernel: Kernel, level: float, block: int
     value = float(term_a + term_b - 2 * across / (n * m))
     without_a = (total_a - 2 * within_a) / ((n - 1) * (n - 2)) - 2 * (across - across_a) / ((n - 1) * m)
     without_b = (total_b - 2 * within_b) / ((m - 1) * (m - 2)) - 2 * (across - across_b) / (n * (m - 1))
-    variance = (n - 1) * without_a.var(correction=0) + (m - 1) * without_b.var(correction=0)
-    half_width = math.sqrt(2) * float(torch.erfinv(torch.tensor(level, dtype=torch.float64)) * variance.sqrt())
-    return Estimate(value, value - half_width, value + half_width, min(n, m))
+    return Discrepancy(value, without_a + term_b, without_b + term_a)
 
 
 def _kernel_sums(x: Tensor, y: Tensor, kernel: Kernel, block: int) -> tuple[Tensor, Tensor]:
@@ -208,4 +259,4 @@ def _check(a: Tensor, b: Tensor, *, least: int) -> None:
             "generate or provide more volumes",
         )
     if not (a.isfinite().all() and b.isfinite().all()):
-        raise UserError("the features hold NaN or Inf", "find the volume that is not finite and leave it out")
+        raise UserError(_NOT_FINITE, _FIND)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from neuromf.files import atomic_path, sha256_text
 
 GRID = 2
 STORE_FORMAT = 1  # a higher number makes all stored features be computed anew
+_AT_ONCE = 64  # volumes whose slices are in memory
 
 Volumes = Tensor | np.ndarray | Sequence[np.ndarray]
 
@@ -97,9 +99,24 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.files)
 
-    def plane(self, name: str) -> Tensor:
-        """(N, S, D) of one plane."""
-        return torch.from_numpy(np.stack([_plane(file, name) for file in self.files]))
+    def shape(self, plane: str) -> tuple[int, int, int]:
+        """(N, S, D) of one plane; nothing but the first volume's is read."""
+        slices, dimension = _plane(self.files[0], plane).shape
+        return len(self), slices, dimension
+
+    def plane(self, name: str, slices: Sequence[int] | None = None) -> Tensor:
+        """(N, S, D) of one plane; of some slices only, if they are named."""
+        first = _plane(self.files[0], name)[slices if slices is not None else slice(None)]
+        rows = np.empty((len(self), *first.shape), dtype=first.dtype)
+        for i, file in enumerate(self.files):
+            rows[i] = _plane(file, name)[slices if slices is not None else slice(None)]
+        return torch.from_numpy(rows)
+
+    def parts(self, name: str, volumes: Sequence[int]) -> Iterator[Tensor]:
+        """The slices (n, D) of some volumes, a few volumes at a time."""
+        for start in range(0, len(volumes), _AT_ONCE):
+            rows = [_plane(self.files[i], name) for i in volumes[start : start + _AT_ONCE]]
+            yield torch.from_numpy(np.concatenate(rows))
 
     def vectors(self) -> Tensor:
         """One vector per volume, (N, D times the number of planes): the mean over the slices of each plane."""
@@ -107,12 +124,30 @@ class FeatureSet:
         return torch.from_numpy(np.stack(rows))
 
 
+class Share(NamedTuple):
+    """The part of one process where several fill a folder together.
+
+    Attributes:
+        mine: whether it is to do volume i.
+        wait: until all files are there, given the seconds that the slowest of its own took; or for nothing where
+            another process goes on with them.
+    """
+
+    mine: Callable[[int], bool]
+    wait: Callable[[Sequence[Path], float], None]
+
+
+ALL = Share(lambda _: True, lambda *_: None)
+
+
 def extract(
     volumes: Volumes,
     extractor: Extractor,
     folder: Path,
     *,
+    keys: Sequence[str] | None = None,
     batch_size: int = 4,
+    share: Share = ALL,
     progress: Callable[[int, int], None] | None = None,
 ) -> FeatureSet:
     """Features of each volume, computed once: they are kept by the content of the volume and by the extractor.
@@ -123,20 +158,25 @@ def extract(
     Args:
         volumes: (N, 1, I, J, K), p0-p99.5 scale; any sequence of (1, I, J, K), read a batch at a time.
         folder: where features of all extractors are kept.
+        keys: of the volumes' contents, where they are known.
+        share: of this process.
         progress: called with (volumes done, volumes in all).
     """
     place = Path(folder) / _key(extractor)
-    files = [place / f"{_content(volumes[i])}.npz" for i in range(len(volumes))]
-    missing = [i for i, file in enumerate(files) if not _whole(file, extractor.planes)]
-    done = len(files) - len(missing)
+    keys = [_content(volumes[i]) for i in range(len(volumes))] if keys is None else keys
+    files = [place / f"{key}.npz" for key in keys]
+    missing = [i for i, file in enumerate(files) if share.mine(i) and not _whole(file, extractor.planes)]
+    done, slowest_s = len(files) - len(missing), 0.0
     for start in range(0, len(missing), batch_size):
+        began_s = time.perf_counter()
         some = missing[start : start + batch_size]
         features = extractor(torch.stack([as_tensor(volumes[i]) for i in some]).float())
         for row, i in enumerate(some):
             _store(files[i], {plane: features[plane][row].numpy() for plane in extractor.planes})
-        done += len(some)
+        done, slowest_s = done + len(some), max(slowest_s, time.perf_counter() - began_s)
         if progress is not None:
             progress(done, len(files))
+    share.wait(files, slowest_s)
     return FeatureSet(files, extractor.planes)
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from neuromf.errors import UserError
-from neuromf.metrics.features import batches
+from neuromf.metrics.features import Volumes, batches
 
 PERCENTILE = 1.0
 _LEFT_RIGHT = 2  # axis I of (B, 1, I, J, K), RAS+
@@ -42,7 +41,7 @@ class Audit(NamedTuple):
     flagged: list[int]  # the generated volumes below the threshold
 
 
-def pixel_codes(volumes: Tensor | np.ndarray, *, side: int = 16, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+def pixel_codes(volumes: Volumes, *, side: int = 16, batch_size: int = 16) -> tuple[Tensor, Tensor]:
     """Average each volume down to `side`^3 at most and flatten, as it is and mirrored left to right.
 
     Distances between codes are insensitive to noise and to sub-voxel detail, and small enough that a whole

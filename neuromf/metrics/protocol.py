@@ -1,12 +1,15 @@
 """The numbers of one evaluation as plain records, each with its N and, where it has one, its interval.
 
 A record: `{"value", "low", "high", "n", "better", ...}`; `n` names the count on each side; `better` is
-`lower`, `higher`, or `equal` (compare with the real set's record). All functions are pure: arrays and
-features in, records out; whatever cannot be computed raises UserError, which the caller lists.
+`lower`, `higher`, or `equal` (compare with the real set's record). A number that is a mean over volumes, or has a
+value without each of them, says so by `per_volume` ("mean", "leave one out") and brings these as `values` {set:
+(N,)}, which the caller keeps elsewhere. All functions are pure: arrays and features in, records out; whatever cannot
+be computed raises UserError, which the caller lists.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -27,13 +30,15 @@ def record(estimate: Estimate, better: Better, **extra: Any) -> Record:
     return {**estimate._asdict(), "better": better, **extra}
 
 
-def mean_record(values: Tensor, better: Better, *, seed: int = 0, **extra: Any) -> Record:
-    """The mean over volumes with its bootstrap interval."""
+def mean_record(values: Tensor, better: Better, *, seed: int = 0, of: str | None = None, **extra: Any) -> Record:
+    """The mean over volumes with its bootstrap interval; `of` names the set whose volumes they are."""
+    if of is not None:
+        extra |= {"per_volume": "mean", "values": {of: values}}
     return record(bootstrap_of_means(values, seed=seed), better, **extra)
 
 
 def intensity_records(
-    generated: np.ndarray, real: np.ndarray, *, seed: int = 0
+    generated: Sequence[np.ndarray] | np.ndarray, real: Sequence[np.ndarray] | np.ndarray, *, seed: int = 0
 ) -> tuple[dict[str, Record], dict[str, list[float]]]:
     """Intensity statistics per set and the distance of the two histograms.
 
@@ -58,7 +63,7 @@ def intensity_records(
             histograms.append(np.histogram(inside, HISTOGRAM_EDGES)[0] / volume.size)
         table = torch.tensor(np.array(rows, dtype=np.float64))
         for column, statistic in enumerate(("mean", "std", "p99")):
-            records[f"intensity_{statistic}_{label}"] = mean_record(table[:, column], "equal", seed=seed)
+            records[f"intensity_{statistic}_{label}"] = mean_record(table[:, column], "equal", seed=seed, of=label)
         counts[label] = np.array(histograms)
     estimate = bootstrap_of_means(
         torch.tensor(counts["generated"]), torch.tensor(counts["real"]), function=_wasserstein, seed=seed

@@ -112,23 +112,26 @@ def nearest_similarity(
     references: Volumes,
     *,
     lpips: Similarity | None = None,
-    block: int = 64,
+    block_bytes: int = 1 << 28,
     progress: Callable[[int, int], None] | None = None,
 ) -> Nearest:
     """SSIM, PSNR and, if given, LPIPS of each volume to the reference nearest to it in mean squared voxel difference.
 
-    References are streamed past blocks of `block` volumes: memory does not grow with either set.
+    References are streamed past blocks of volumes: memory does not grow with either set.
 
     Args:
         volumes: (N, 1, I, J, K) or a sequence of (1, I, J, K).
         references: the same of length M.
         lpips: of two volumes.
+        block_bytes: of the volumes compared at once; of the references a quarter.
         progress: called with (volumes done, N).
     """
     found, errors, similarities, ratios, perceived = [], [], [], [], []
+    voxels = as_tensor(volumes[0]).numel()
+    block = max(block_bytes // (4 * voxels), 1)
     for queries in batches(volumes, block):
         queries = _unit(queries)
-        indices = _nearest(queries.flatten(1), references)
+        indices = _nearest(queries.flatten(1), references, max(block // 4, 1))
         found.append(indices)
         for query, j in zip(queries.split(1), indices.tolist(), strict=True):
             reference = _unit(as_tensor(references[j])[None])
@@ -143,7 +146,7 @@ def nearest_similarity(
     return Nearest(torch.cat(found), mse, structure, ratio, torch.cat(perceived) if lpips is not None else None)
 
 
-def _nearest(queries: Tensor, references: Volumes, batch_size: int = 16) -> Tensor:
+def _nearest(queries: Tensor, references: Volumes, batch_size: int) -> Tensor:
     """Index of the nearest reference of each query (B, D), by |a|^2 - 2 a.b (the query's own norm is common)."""
     best = torch.full((len(queries),), torch.inf)
     index = torch.zeros(len(queries), dtype=torch.long)

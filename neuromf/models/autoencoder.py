@@ -7,9 +7,9 @@ gradients, evaluation mode. The volume's grey values are 0 at its minimum and 1 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from neuromf.files import sha256_file, sha256_text
 from neuromf.models.haar import haar_forward, haar_inverse
 from neuromf.models.kl_network import MAISI, build_kl_network, posterior
 from neuromf.models.kl_weights import read_weights
-from neuromf.models.slabs import FEATURE_MAPS, Slabs
+from neuromf.models.slabs import FEATURE_MAPS, Slabs, out_of_memory
 from neuromf.models.state import refuse_differences
 from neuromf.weights import find, locate, recognise
 
@@ -32,6 +32,8 @@ BUILTIN_LICENCE = "Apache-2.0"
 
 _EXACT_LOG_SIGMA = -15.0  # where MAISI's own clamp ends: no noise at all
 _CHUNK_VOXELS = 2**21  # volumes encoded at once, in voxels: eight of 64^3
+
+T = TypeVar("T")
 
 
 class Posterior(NamedTuple):
@@ -206,16 +208,31 @@ class KLAutoencoder(Autoencoder):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _encode(self, volume: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._fits(volume[:, 0].numel()):
-            return self._slabs().encode(volume.cpu())
-        with self._autocast():
-            return posterior(self.network, volume.to(self.device))
+        return self._at_once(
+            volume[:, 0].numel(),
+            lambda: posterior(self.network, volume.to(self.device)),
+            lambda slabs: slabs.encode(volume.cpu()),
+        )
 
     def _decode(self, latent: Tensor) -> Tensor:
-        if not self._fits(latent[:, 0].numel() * self.factor**3):
-            return self._slabs().decode(latent.cpu())
-        with self._autocast():
-            return self.network.decode(latent.to(self.device))
+        return self._at_once(
+            latent[:, 0].numel() * self.factor**3,
+            lambda: self.network.decode(latent.to(self.device)),
+            lambda slabs: slabs.decode(latent.cpu()),
+        )
+
+    def _at_once(self, voxels: int, whole: Callable[[], T], slab_by_slab: Callable[[Slabs], T]) -> T:
+        """The whole network's result where it fits, else that of slabs; also where it was thought to fit."""
+        if self._fits(voxels):
+            try:
+                with self._autocast():
+                    return whole()
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return slab_by_slab(self._slabs())
 
     def _fits(self, voxels: int) -> bool:
         """Whether the whole network can look at so many voxels at once."""

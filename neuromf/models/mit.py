@@ -264,6 +264,15 @@ class MeanFlowTransformer(nn.Module):
     V_HEAD_MODULES: ClassVar[tuple[str, ...]] = ("v_blocks", "v_last")
     """Modules that sampling does without."""
 
+    ENDS: ClassVar[tuple[str, str]] = ("patch_embed", "u_last.linear")
+    """The layers by which latent channels enter and leave."""
+
+    ADAPTED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "attention": ("to_qkv", "to_out"),
+        "blocks": ("mlp.inner", "mlp.outer"),
+    }
+    """Layers that adapters may stand beside, by how their names end: of attention, and between its blocks."""
+
     def __init__(
         self,
         latent_channels: int,

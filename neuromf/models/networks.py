@@ -8,18 +8,22 @@ from typing import Any
 from torch import nn
 
 from neuromf.errors import UserError, did_you_mean
+from neuromf.models.adapters import Adapters, adapt
 from neuromf.models.wrappers import Padded, Patched, Preconditioned
 
 NETWORKS = ("maisi-unet", "mit", "mlp")
 
 
-def build_network(settings: Mapping[str, Any], latent_shape: Sequence[int], classes: int = 0) -> nn.Module:
+def build_network(
+    settings: Mapping[str, Any], latent_shape: Sequence[int], classes: int = 0, adapters: Adapters | None = None
+) -> nn.Module:
     """The network a configuration describes, with fresh weights.
 
     Args:
         settings: the `network` section, its `name` included.
         latent_shape: (C, I, J, K).
         classes: K, how many the latents carry; used if the settings ask for classes.
+        adapters: freeze the network and add these; the last of the C channels are theirs.
 
     Raises:
         UserError: unknown name, sizes that do not fit, or classes asked for where there are none.
@@ -36,11 +40,13 @@ def build_network(settings: Mapping[str, Any], latent_shape: Sequence[int], clas
     builders = {"maisi-unet": _unet, "mit": _mit, "mlp": _mlp}
     if name not in builders:
         raise UserError(f"no network '{name}'", did_you_mean(str(name), NETWORKS))
+    added = adapters.channels if adapters else 0
     try:
-        network = builders[name](latent_shape, **chosen)
+        network = builders[name]((latent_shape[0] - added, *latent_shape[1:]), **chosen)
     except ValueError as error:
         raise UserError(f"the network cannot be built: {error}", "see the `network` section of the preset") from error
-    return Preconditioned(network) if preconditioned else network
+    network = Preconditioned(network) if preconditioned else network
+    return adapt(network, adapters) if adapters else network
 
 
 def _unet(

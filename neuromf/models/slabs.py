@@ -26,6 +26,8 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neuromf.errors import UserError
+
 HALO = 2
 """Input rows beyond a slab: a trilinear upsampling and the convolution after it need two, everything else fewer."""
 FEATURE_MAPS = 6
@@ -40,6 +42,9 @@ class Slabs:
         device: where slabs are computed.
         budget: bytes that a slab may take there; halved, again and again, when the device runs out of memory.
         dtype: of the convolutions, under autocast; feature maps are kept on the host in it.
+
+    Raises:
+        UserError: (of its methods) not even one row fits.
     """
 
     def __init__(
@@ -128,9 +133,15 @@ class Slabs:
             stop = min(done + rows, size[0])
             try:
                 slab = self._slab(forward, inputs, done, stop, scale)
-            except torch.OutOfMemoryError:
-                if rows == 1:
+            except RuntimeError as error:
+                if not out_of_memory(error):
                     raise
+                if rows == 1:
+                    row = " x ".join(map(str, size[1:]))
+                    raise UserError(
+                        f"a single row of {row} voxels does not fit the memory of {self.device}",
+                        "end what else runs there, take one volume at a time, or use --device cpu",
+                    ) from error
                 rows, self.budget = max(1, rows // 2), self.budget // 2
                 torch.cuda.empty_cache()
                 continue
@@ -163,6 +174,11 @@ class Slabs:
     def _slabs(length: int, rows: int) -> Iterator[tuple[int, int]]:
         for start in range(0, length, rows):
             yield start, min(start + rows, length)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the host, had no more memory to give."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class _Scale(NamedTuple):

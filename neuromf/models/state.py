@@ -1,7 +1,8 @@
-"""Whether weights fit a network, said in a way that can be read."""
+"""Weights by name: whether they fit a network, said in a way that can be read, and which they are."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
@@ -29,6 +30,15 @@ def refuse_differences(what: str, found: Mapping[str, Tensor], expected: Mapping
     ]
     if lines:
         raise UserError(f"{what}:\n  " + "\n  ".join(lines), hint)
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values: the same for the same weights, in whatever file they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _listing(title: str, names: Iterable[str]) -> list[str]:

@@ -85,6 +85,15 @@ class MaisiUNet(nn.Module):
     V_HEAD_MODULES: ClassVar[tuple[str, ...]] = ("v_head",)
     """Modules that sampling does without."""
 
+    ENDS: ClassVar[tuple[str, str]] = ("net.conv_in.conv", "net.out.2.conv")
+    """The layers by which latent channels enter and leave."""
+
+    ADAPTED: ClassVar[dict[str, tuple[str, ...]]] = {
+        "attention": ("to_q", "to_k", "to_v", "out_proj"),
+        "blocks": ("conv1.conv", "conv2.conv"),
+    }
+    """Layers that adapters may stand beside, by how their names end: of attention, and of the residual blocks."""
+
     spacing: Tensor
 
     def __init__(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from neuromf.pipeline.workers import cores
+
 MOST_THREADS = 4
 
 
 def writer_threads() -> int:
     """Threads that write: as many as this process has cores, up to a few."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_THREADS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return min(MOST_THREADS, cores())
 
 
 class Background:

@@ -22,11 +22,12 @@ from neuromf.pipeline.workers import ahead, cores
 if TYPE_CHECKING:
     from neuromf.data.sources import Scan
     from neuromf.models.autoencoder import Autoencoder
+    from neuromf.pipeline.cleaning import Cleaning
 
 Progress = Callable[[str, int, int], None]
 
-# A latent file holds z and log sigma in float32, and about this much of metadata.
-_BYTES_PER_VALUE, _METADATA_BYTES = 2 * 4, 6_000
+# A latent file holds z and log sigma in float32, and about this much of metadata; N4 adds its field on 12^3 knots.
+_BYTES_PER_VALUE, _METADATA_BYTES, _BIAS_FIELD_BYTES = 2 * 4, 6_000, 17_000
 # A process takes about a second to start: below this many scans each, it does not pay.
 _WORTH_A_PROCESS = 8
 
@@ -37,6 +38,7 @@ def check(
     *,
     preprocessing: Preprocessing,
     load: Callable[[], Autoencoder],
+    cleaning: Cleaning | None = None,
     copies: int = 0,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -48,6 +50,7 @@ def check(
         out: where the latents would go (for the free space there).
         preprocessing: the grid and the intensity scale.
         load: gives the autoencoder; if it cannot be loaded, that is a finding too.
+        cleaning: what comes before it; not tried, but its records take room.
         copies: of each training scan, mirrored and augmented.
         workers: processes; None takes one per core, fewer where there are few scans.
         progress: called with (description, done, total).
@@ -76,9 +79,8 @@ def check(
     except UserError as error:
         problems.append(error.message)
     files = len(usable) + copies * len(splits.get("train", ()))
-    disk = (
-        Disk(shape, files, _BYTES_PER_VALUE * prod(shape) + _METADATA_BYTES, _free_bytes(Path(out))) if shape else None
-    )
+    metadata = _METADATA_BYTES + (_BIAS_FIELD_BYTES if cleaning and cleaning.bias else 0)
+    disk = Disk(shape, files, _BYTES_PER_VALUE * prod(shape) + metadata, _free_bytes(Path(out))) if shape else None
     return CheckReport(cohort, preprocessing, tuple(scans), splits, disk, tuple(problems))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from neuromf.errors import UserError
 from neuromf.generator import matching_autoencoder
 from neuromf.pipeline.background import Background, writer_threads
 from neuromf.pipeline.latent_sources import Encoded, Item, Samples, read_source
-from neuromf.pipeline.sharing import Share, claim, take_own_gpu, wait_for
+from neuromf.pipeline.sharing import Arrivals, Share, claim, take_own_gpu
 from neuromf.pipeline.volume_folder import REPORT, Dtype, VolumeFolder
 
 Progress = Callable[[str, int, int], None]
@@ -34,6 +34,8 @@ class Decoding:
         batch_size: volumes decoded at once.
         dtype, compression: see `VolumeFolder`.
         montage: also draw `montage.png` of the first 16.
+        as_scanned: write volumes of encoded scans on each scan's own voxels and intensities: all that was done to the
+            scan is undone, as far as it can be (`data.restoration`).
     """
 
     autoencoder: str | None = None
@@ -43,6 +45,7 @@ class Decoding:
     dtype: Dtype = "int16"
     compression: int = 1
     montage: bool = True
+    as_scanned: bool = False
 
 
 class DecodeReport(NamedTuple):
@@ -78,7 +81,8 @@ def decode(
         progress: callback (description, done, total).
 
     Raises:
-        UserError: no latents there, an autoencoder with another hash, or a folder of other volumes.
+        UserError: no latents there, an autoencoder with another hash, or a folder of other volumes; samples, which
+            were never scanned, `as_scanned`.
     """
     take_own_gpu(device)
     source, share = read_source(Path(latents)), Share.own()
@@ -111,24 +115,38 @@ class Decoder(AbstractContextManager["Decoder"]):
         device: auto, cpu, cuda or mps.
 
     Raises:
-        UserError: an autoencoder with another hash, or a folder of other volumes.
+        UserError: an autoencoder with another hash, a folder of other volumes, or samples `as_scanned`.
     """
 
     def __init__(self, source: Samples | Encoded, folder: Path, decoding: Decoding, device: str) -> None:
+        if decoding.as_scanned and isinstance(source, Samples):
+            raise UserError(
+                "samples were never scanned: they have the training grid alone",
+                "leave out --as-scanned, which is for the latents of `neuromf encode`",
+            )
         recorded = source.autoencoder
         if decoding.autoencoder is not None:
             recorded = {**recorded, "name": decoding.autoencoder}
         self.model = matching_autoencoder(recorded, weights=decoding.weights, device=device, memory=decoding.memory)
         shape = tuple(n * self.model.factor for n in source.latent_shape[1:])
         self.source, self.decoding = source, decoding
-        self._since, self._slowest_s = time.time(), 0.0
-        self.volumes = VolumeFolder(folder, shape, decoding.dtype, decoding.compression)
+        if decoding.as_scanned and source.pair:
+            raise UserError("pairs are written on the training grid alone", "leave out --as-scanned")
+        self.volumes = VolumeFolder(
+            folder,
+            None if decoding.as_scanned else shape,
+            decoding.dtype,
+            decoding.compression,
+            masked=source.pair is not None,
+        )
+        self._arrivals = Arrivals(lambda number: self.volumes.volume(source.name(number)), self.has)
         autoencoder = {"name": self.model.name, "sha256": self.model.sha256, "licence": self.model.licence}
         self.record = {
             **source.identity,
             "autoencoder": autoencoder,
             "dtype": decoding.dtype,
             "suffix": self.volumes.suffix,
+            "as_scanned": decoding.as_scanned or None,
         }
         self._claim(dry_run=True)
         threads = writer_threads()
@@ -136,7 +154,7 @@ class Decoder(AbstractContextManager["Decoder"]):
 
     def _claim(self, *, dry_run: bool) -> None:
         keys = [f"{kind}.{key}" for kind, values in self.source.identity.items() for key in values]
-        keys += ["autoencoder.sha256", "dtype", "suffix"]
+        keys += ["autoencoder.sha256", "dtype", "suffix", "as_scanned"]
         claim(self.volumes.path, REPORT, self.record, keys, "volumes", dry_run=dry_run)
 
     def __enter__(self) -> Decoder:
@@ -145,22 +163,31 @@ class Decoder(AbstractContextManager["Decoder"]):
 
     def has(self, number: int) -> bool:
         """Whether a volume is there, whole."""
-        return self.volumes.holds(self.source.name(number))
+        return self.volumes.holds(self.source.name(number), self.source.origin(number))
 
     def add(self, items: Mapping[int, Item]) -> None:
         """Decode latents by their numbers, and hand them to the writers; raises what an earlier write raised."""
         size = self.decoding.batch_size
         for _, members in groupby(sorted(items), key=lambda number: number // size):
-            numbers, began_s = list(members), time.perf_counter()
-            batch = torch.zeros(size, *self.source.latent_shape)
-            for number in numbers:
-                batch[number % size] = items[number].latent
-            volumes = self.model.decode(batch.to(self.model.device)).float().cpu().numpy()
-            for number in numbers:
-                name, _, affine, sidecar = items[number]
-                note = {**sidecar, "Autoencoder": self.record["autoencoder"]}
-                self._writers.add(self.volumes.write, name, volumes[number % size, 0], affine, note)
-            self._slowest_s = max(self._slowest_s, time.perf_counter() - began_s)
+            with self._arrivals.block():
+                self._add_block({number: items[number] for number in members})
+
+    def _add_block(self, items: Mapping[int, Item]) -> None:
+        """As `add`, of latents that have their places in one batch."""
+        size = self.decoding.batch_size
+        batch = torch.zeros(size, *self.source.latent_shape)
+        for number, item in items.items():
+            batch[number % size] = item.latent
+        pair = self.source.pair
+        images = batch if pair is None else pair.image(batch)
+        volumes = self.model.decode(images.to(self.model.device)).float().cpu().numpy()
+        masks = None if pair is None else pair.decode_mask(batch, self.model).numpy()
+        for number, item in items.items():
+            if masks is not None:
+                self.volumes.write_mask(item.name, masks[number % size, 0], item.affine)
+            note = {**item.sidecar, "Autoencoder": self.record["autoencoder"]}
+            prepared = item.prepared if self.decoding.as_scanned else None
+            self._writers.add(self.volumes.write, item.name, volumes[number % size, 0], item.affine, note, prepared)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -168,16 +195,16 @@ class Decoder(AbstractContextManager["Decoder"]):
         """Wait until everything is written."""
         self._writers.__exit__(kind, error, trace)
 
-    def finish(self, numbers: Sequence[int]) -> dict[str, str]:
+    def finish(self, numbers: Sequence[int], slowest_s: float = 0.0) -> dict[str, str]:
         """Wait for the volumes of other processes, then write report and montage; the main process does it.
+
+        Args:
+            numbers: of all processes.
+            slowest_s: what the slowest block took here, where there was more to do to it than to decode it.
 
         Returns:
             What the check found, by name, in the whole folder.
         """
-        wait_for(numbers, self._arrived, "volumes", slowest_s=self._slowest_s)
+        self._arrivals.slowest_s = max(slowest_s, self._arrivals.slowest_s)
+        self._arrivals.wait(numbers, "volumes")
         return self.volumes.finish(self.record, self.decoding.montage)
-
-    def _arrived(self, number: int) -> bool:
-        """As `has`; files of this call are whole since they were renamed, and need not be read."""
-        path = self.volumes.volume(self.source.name(number))
-        return path.is_file() and (path.stat().st_mtime >= self._since or self.has(number))

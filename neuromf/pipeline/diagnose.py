@@ -237,7 +237,7 @@ def _sizes(
 
 
 def _draw(run: Evidence, found: Diagnosis, folder: Path, path: Path) -> Path:
-    drawn = [panel for panel in _panels(run) if panel.series]
+    drawn = [panel for panel in panels(run) if panel.series]
     if not drawn:
         raise UserError("none of the figures is known")
     heading = f"{folder}: {found.phase.name}, {found.phase.judged_by}"
@@ -245,7 +245,8 @@ def _draw(run: Evidence, found: Diagnosis, folder: Path, path: Path) -> Path:
     return diagnosis_figure(path, drawn, heading=heading, findings=titles)
 
 
-def _panels(run: Evidence) -> list[Panel]:
+def panels(run: Evidence) -> list[Panel]:
+    """The figures of a run, those that share a scale in one panel; the raw loss first. Some may be empty."""
     norms, samples = "velocity_norms.", "generated_samples.nfe_consistency."
     ratio = run.quotient(norms + "compound_v_norm", norms + "target_v_norm", "")
     losses = {"r = t": "raw_loss_fm_mean", "r < t": "raw_loss_mf_mean", "both": "raw_loss_mean"}
@@ -264,8 +265,7 @@ def _panels(run: Evidence) -> list[Panel]:
     drawn = {title: _curves((name, run.series(path)) for name, path in each.items()) for title, each in names.items()}
     log = {"raw loss", "norms", "gradient norm (mean)", "gradient by block (RMS)", "samples of 1 against n evaluations"}
     levels = {"cosine with v_c": {"0.5": COSINE_LEARNED, **chance}, "share of clipped steps": {"": CLIPPED}}
-    panels = {title: Panel(title, each, title in log, levels.get(title, {})) for title, each in drawn.items()}
-    first, *rest = panels.values()
+    first, *rest = (Panel(title, each, title in log, levels.get(title, {})) for title, each in drawn.items())
     return [
         first,
         Panel("|V| / |v_c|", _curves([("", ratio)]), levels={"1": 1.0, "2, the plateau of record": 2.0}),

@@ -7,10 +7,11 @@ else fails for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from neuromf.errors import UserError
@@ -45,10 +46,21 @@ def measure_features(run: Run) -> None:
     """All distances of all features asked for, one extractor after the other; then the memorisation audit."""
     for name in run.features:
         if name != LPIPS and (extractor := _extractor(run, name)):
-            _or_reason(run, feature_records.frechet_name(extractor.name), partial(_measure_distances, run, extractor))
+            run.results.reach(feature_records.frechet_name(extractor.name), partial(_measure_distances, run, extractor))
     for name in [name for name in FOREIGN if name not in run.features]:
         run.results.not_computed[feature_records.frechet_name(name)] = _not_asked(name, FOREIGN[name])
     _measure_copies(run)
+
+
+def contribute_features(run: Run) -> None:
+    """Compute this process's part of all features that `measure_features` needs, and no number."""
+    for name in run.features:
+        if name != LPIPS and (extractor := _extractor(run, name)):
+            audited = name == BUILTIN and "train" in run.sets
+            wanted = [*((of, False) for of in _PAIR), *([*((of, True) for of in _PAIR), ("train", False)] * audited)]
+            for of, mirrored in wanted:
+                compute = partial(_features, run, extractor, of, mirrored=mirrored)
+                run.results.reach(feature_records.frechet_name(extractor.name), compute)
 
 
 def lpips(run: Run) -> Lpips | None:
@@ -56,23 +68,14 @@ def lpips(run: Run) -> Lpips | None:
     if LPIPS not in run.features:
         run.results.not_computed["lpips_nearest"] = _not_asked(LPIPS, "lpips-alex")
         return None
-    return _or_reason(run, "lpips_nearest", partial(load_lpips, run.device))
+    return run.results.reach("lpips_nearest", partial(load_lpips, run.device))
 
 
 def _extractor(run: Run, name: str) -> Extractor | None:
     if name == BUILTIN:
         return EncoderFeatures(run.autoencoder, device=run.device)
     load = partial(load_extractor, name, run.device)
-    return _or_reason(run, feature_records.frechet_name(name), load) if name in FOREIGN else load()
-
-
-def _or_reason(run: Run, metric: str, step: Callable[[], Any]) -> Any:
-    """What a step returns; None where it cannot be done, with the reason under the metric's name."""
-    try:
-        return step()
-    except UserError as error:
-        run.results.not_computed[metric] = str(error).replace("\n", "; ")
-        return None
+    return run.results.reach(feature_records.frechet_name(name), load) if name in FOREIGN else load()
 
 
 def _not_asked(name: str, weights: str) -> str:
@@ -96,19 +99,34 @@ def _measure_distances(run: Run, extractor: Extractor) -> None:
         attempt(metric, measure)
         run.tell(f"distances of {extractor.name} features", done, len(measurements))
     about = feature_records.about(extractor)
-    dimension = generated.plane(generated.planes[0]).shape[-1]
+    dimension = generated.shape(generated.planes[0])[2]
     run.results.extractors[extractor.name] = about | {"dimension": dimension, "planes": list(generated.planes)}
 
 
 def _features(run: Run, extractor: Extractor, name: str, *, mirrored: bool = False) -> FeatureSet:
-    array = run.sets[name].array
+    volumes = run.sets[name]
     return extract(
-        array[:, :, ::-1] if mirrored else array,
+        _Mirrored(volumes.array) if mirrored else volumes.array,
         extractor,
         run.cache,
+        keys=[f"{key}-mirrored" for key in volumes.keys] if mirrored else volumes.keys,
         batch_size=run.batch_size,
+        share=run.part(f"{extractor.name} features"),
         progress=partial(run.tell, f"{extractor.name} features of {name}{', mirrored' if mirrored else ''}"),
     )
+
+
+class _Mirrored(Sequence[np.ndarray]):
+    """Volumes (1, I, J, K), left and right exchanged."""
+
+    def __init__(self, volumes: Sequence[np.ndarray] | np.ndarray) -> None:
+        self._volumes = volumes
+
+    def __len__(self) -> int:
+        return len(self._volumes)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._volumes[i][:, ::-1]
 
 
 def _measure_copies(run: Run) -> None:

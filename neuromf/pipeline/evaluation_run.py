@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from neuromf.data.volume_sets import VolumeSet
+from neuromf.metrics.features import Share as Part
 from neuromf.pipeline.evaluation_report import Results
+from neuromf.pipeline.sharing import Share, wait_for
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,7 +33,7 @@ class Autoencoder(Protocol):
 
 
 class Run(NamedTuple):
-    """Records go to `results`; features are kept in `cache`."""
+    """Records go to `results`; features and segmentations are kept in `cache`, which processes share."""
 
     sets: dict[str, VolumeSet]
     results: Results
@@ -42,7 +44,18 @@ class Run(NamedTuple):
     seed: int
     device: str | torch.device
     tell: Progress
+    share: Share
 
     def counts(self, *names: str) -> dict[str, int]:
         """N of each set; of the generated and the real one by default."""
         return {name: len(self.sets[name]) for name in names or ("generated", "real")}
+
+    def part(self, what: str, batch_size: int | None = None) -> Part:
+        """This process's part of files of which there is one for each volume; the main process waits for the others."""
+        batch = batch_size or self.batch_size
+
+        def wait(files: Sequence[Path], slowest_s: float) -> None:
+            if self.share.main and self.share.processes > 1:
+                wait_for(files, Path.is_file, what, slowest_s=slowest_s)
+
+        return Part(lambda i: self.share.has(i // batch), wait)

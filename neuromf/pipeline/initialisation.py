@@ -1,4 +1,4 @@
-"""`training.init_from`: the weights a run starts from, ours or NVIDIA's."""
+"""What a run starts from: weights of ours or NVIDIA's (`training.init_from`), or a base to adapt (`adapters.base`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import nn
 
 from neuromf import generator
 from neuromf.config import TrainConfig
-from neuromf.data.latents import LatentStatistics, class_names
+from neuromf.data.latents import LatentFolderInfo, LatentStatistics, class_names
 from neuromf.errors import UserError, did_you_mean
+from neuromf.models.mask_codec import PairLayout
 from neuromf.models.pretrained import CODES, load_rectified_flow, rectified_flow_settings
+from neuromf.models.state import state_sha256
 from neuromf.models.warm_start import convert
 
 
@@ -78,6 +80,52 @@ def _start_from_nvidia(config: TrainConfig, description: dict[str, Any], network
     flow = load_rectified_flow(file, codes if config.network.classes else codes[0])
     wanted = config.network.model_dump()
     network.load_state_dict(convert(flow.state, rectified_flow_settings(wanted), network, wanted))
+
+
+def describe_base(base: generator.Generator) -> dict[str, Any]:
+    """What adapters say of the base they belong to: its weights by hash, and where it lay."""
+    place = base.source.path if base.source.path == "builtin" else str(Path(base.source.path).resolve())
+    return {
+        "sha256": state_sha256(base.network.state_dict()),
+        "path": place,
+        "ema": base.source.ema,
+        "update": base.source.update,
+        "parameters": sum(value.numel() for value in base.network.state_dict().values()),
+    }
+
+
+def adapted_statistics(config: TrainConfig, base: generator.Generator, info: LatentFolderInfo) -> LatentStatistics:
+    """How pairs reach an adapted network: the image's channels on the base's scale, the mask's on their own.
+
+    Raises:
+        UserError: a base of another prediction, autoencoder or size, one with masks already, or latents without.
+    """
+    source, layout = str(config.adapters.base), PairLayout.of(info.dataset)
+    if layout is None:
+        raise UserError(f"{info.folder} holds images without masks", "make pairs with `neuromf lora --images --masks`")
+    if base.pair is not None:
+        raise UserError(
+            f"{source} makes pairs already", "adapt the run it was made from, or train it further with init_from"
+        )
+    _same_prediction(base.config.objective.prediction, config, source)
+    if base.config.network.model_dump() | {"v_head_blocks": 0} != config.network.model_dump():
+        raise UserError(f"the network of {source} is another one than these settings", "leave out network.*=...")
+    if base.data["autoencoder"]["sha256"] != info.dataset["autoencoder"]["sha256"]:
+        raise UserError(
+            f"{source} was trained on latents of another autoencoder than the pairs in {info.folder}",
+            "give another --data: `neuromf lora` then encodes the pairs as the base's scans were",
+        )
+    if (wanted := list(base.latent_shape[1:])) != (found := list(info.dataset["latent_shape"])[1:]):
+        raise UserError(
+            f"the latents of {source} are {wanted}, those of the pairs in {info.folder} {found}",
+            "give another --data: `neuromf lora` then encodes the pairs as the base's scans were",
+        )
+    known, own = base.statistics, info.statistics
+    return replace(
+        own,
+        mean=known.mean + own.mean[layout.image_channels :],
+        std=known.std + own.std[layout.image_channels :],
+    )
 
 
 def _same_prediction(found: str, config: TrainConfig, source: str) -> None:

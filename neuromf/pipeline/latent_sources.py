@@ -12,6 +12,7 @@ from torch import Tensor
 from neuromf import __version__
 from neuromf.data.latents import LatentFolderInfo, latent_path, load_latent, load_latent_folder_info
 from neuromf.errors import UserError
+from neuromf.models.mask_codec import PairLayout
 from neuromf.pipeline.sample_folder import (
     MANIFEST,
     identity,
@@ -24,12 +25,13 @@ from neuromf.pipeline.sample_folder import (
 
 
 class Item(NamedTuple):
-    """One latent (C, I, J, K) on its way to a file."""
+    """One latent (C, I, J, K) on its way to a file; `prepared` says how its scan was brought to the grid."""
 
     name: str
     latent: Tensor
     affine: np.ndarray
     sidecar: dict[str, Any]
+    prepared: dict[str, Any] | None = None
 
 
 class Samples:
@@ -45,12 +47,17 @@ class Samples:
         self.folder, self.manifest = folder, manifest
         self.autoencoder: dict[str, Any] = manifest["autoencoder"]
         self.latent_shape: tuple[int, ...] = tuple(manifest["latent_shape"])
+        self.pair = PairLayout.of(manifest)
         self.identity: dict[str, Any] = {"samples": identity(manifest)}
         self.numbers: Sequence[int] = sample_indices(folder) if numbers is None else numbers
 
     def name(self, number: int) -> str:
-        """`sample_000017`."""
-        return sample_name(number)
+        """`sample_000017`; of a pair the image's name by BIDS, `sub-gen000017_T1w`."""
+        return sample_name(number) if self.pair is None else f"sub-gen{number:06d}_{self.pair.suffix}"
+
+    def origin(self, number: int) -> dict[str, Any] | None:
+        """None: beside its number, a sample has all that it depends on in common with its folder."""
+        return None
 
     def item(self, number: int) -> Item:
         """Read a latent."""
@@ -83,12 +90,18 @@ class Encoded:
         self.subjects = sorted(subject for names in info.splits.values() for subject in names)
         self.autoencoder: dict[str, Any] = info.dataset["autoencoder"]
         self.latent_shape: tuple[int, ...] = tuple(info.dataset["latent_shape"])
-        self.identity: dict[str, Any] = {"encoded": {"preprocessing": info.dataset["preprocessing"]}}
+        self.pair = PairLayout.of(info.dataset)
+        steps = {key: info.dataset.get(key) for key in ("preprocessing", "cleaning")}
+        self.identity: dict[str, Any] = {"encoded": steps}
         self.numbers: Sequence[int] = range(len(self.subjects))
 
     def name(self, number: int) -> str:
         """The subject."""
         return self.subjects[number]
+
+    def origin(self, number: int) -> dict[str, Any] | None:
+        """Name and hash of the scan's file: another one of the same name makes another volume."""
+        return load_latent(latent_path(self.info.folder, self.subjects[number]), mmap=True)["metadata"].get("input")
 
     def item(self, number: int) -> Item:
         """Read a latent; its volume lies where the scan's own crop lay, so that it overlays the scan."""
@@ -102,8 +115,8 @@ class Encoded:
             "GeneratedBy": [{"Name": "neuromf", "Version": __version__}],
             "Source": metadata.get("input"),
         }
-        own = metadata.get("preprocessing", {}).get("affine")
-        return Item(subject, latent["z"], _affine(own or self.info.dataset.get("affine")), sidecar)
+        prepared = metadata["preprocessing"]
+        return Item(subject, latent["z"], _affine(prepared["affine"]), sidecar, prepared)
 
 
 def read_source(folder: Path) -> Samples | Encoded:

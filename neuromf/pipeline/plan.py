@@ -12,8 +12,10 @@ from neuromf.config import TrainConfig
 from neuromf.data.latents import class_names
 from neuromf.errors import UserError
 from neuromf.launch import process_count
+from neuromf.models.adapters import frozen_count
 from neuromf.models.networks import build_network, check_latent_size, parameter_count
 from neuromf.training import memory
+from neuromf.training.adapter_file import adapters_of
 from neuromf.training.ema import named_decays, window_warning
 from neuromf.training.feed import Clock
 from neuromf.training.objective import Objective
@@ -157,6 +159,9 @@ class Plan:
 
 def _parts(parameters: dict[str, int]) -> str:
     """Numbers of parameters, the second head and what the objective learns apart."""
+    if frozen := parameters.get("frozen"):
+        learned = sum(parameters.values()) - frozen
+        return f"{_millions(learned)} parameters beside {_millions(frozen)} frozen ones"
     more = [f"{name} {_millions(n)}" for name, n in parameters.items() if n and name != "network"]
     return f"{_millions(sum(parameters.values()))} parameters" + (f" ({', '.join(more)} of them)" if more else "")
 
@@ -199,7 +204,11 @@ def plan_run(
     half = training.precision == "bf16" or (training.precision == "auto" and on_cuda)
     with torch.device("meta"):
         ghost = Objective(
-            build_network(network, shape, classes=len(class_names(description))), config.objective, channels=shape[0]
+            build_network(
+                network, shape, classes=len(class_names(description)), adapters=adapters_of(config, description)
+            ),
+            config.objective,
+            channels=shape[0],
         )
     batch = (training.batch_size, training.accumulation, process_count())
     subjects = int(description["subjects"]["train"])
@@ -243,7 +252,7 @@ def _check_channels(config: TrainConfig, channels: int) -> None:
 
 
 def _split(objective: Objective) -> dict[str, int]:
-    """Trainable parameters of the network, of its second head, and of the objective itself."""
+    """Trainable parameters of the network, of its second head and of the objective itself, and what is frozen."""
     whole = parameter_count(objective.network)
     heads = [
         getattr(part, name)
@@ -253,7 +262,8 @@ def _split(objective: Objective) -> dict[str, int]:
     ]
     second = sum(parameter_count(head) for head in heads)
     own = parameter_count(objective) - whole
-    return {"network": whole - second, "second head": second, "learned by the objective": own}
+    parts = {"network": whole - second, "second head": second, "learned by the objective": own}
+    return parts | ({"frozen": frozen} if (frozen := frozen_count(objective.network)) else {})
 
 
 def _averages(config: TrainConfig, clock: Clock) -> list[Average]:
@@ -274,12 +284,13 @@ def _written(config: TrainConfig, updates: int) -> int:
 
 
 def _disk(plan: Plan) -> Disk:
-    """Each checkpoint holds the weights, the averages and the optimiser's moments, in float32."""
+    """Each checkpoint holds the trained weights, the averages and the optimiser's moments, in float32."""
     need, intervals = plan.memory, plan.config.intervals
     never_rotated = plan.updates // intervals.keep_every if intervals.keep_every else 0
     kept = min(intervals.keep_checkpoints + never_rotated, plan.written) + 1
     samples = plan.drawn * intervals.sample_count * len(COLLECTED_NFE) * math.prod(plan.latent_shape) * 4
-    return Disk((need.weights + need.averages + need.optimizer) * kept, need.weights, samples)
+    trained = need.gradients
+    return Disk((trained + need.averages + need.optimizer) * kept, trained, samples)
 
 
 def _warnings(config: TrainConfig, clock: Clock, half: bool, on_cuda: bool) -> list[str]:

@@ -20,6 +20,7 @@ from neuromf.devices import torch_device
 from neuromf.errors import UserError
 from neuromf.files import atomic_path
 from neuromf.models.autoencoder import load_autoencoder
+from neuromf.models.mask_codec import PairLayout
 from neuromf.reporting.figures import curves, montage
 from neuromf.training.telemetry import TensorBoard
 from neuromf.training.trackers import Service
@@ -66,6 +67,7 @@ class Recorder:
         self.listener, self.out, self.config, self.device = listener, out, config, device
         self.statistics = LatentStatistics.from_dict(description["statistics"])
         self.recorded: dict[str, Any] = description["autoencoder"]
+        self.pair = PairLayout.of(description)
         self.message = listener.message
         self._boards: list[TensorBoard | Service] | None = None
         self._summaries: list[dict[str, Any]] = []
@@ -161,8 +163,11 @@ class Recorder:
         if autoencoder is None:
             return False
         raw = self.statistics.unwhiten(latents)
-        volumes = autoencoder.decode(raw.to(autoencoder.device)).float().cpu().clamp(0, 1).numpy()
-        montage(list(volumes), [f"sample {i}, 1 evaluation" for i in range(len(volumes))], file, columns=2)
+        images = raw if self.pair is None else self.pair.image(raw)
+        volumes = autoencoder.decode(images.to(autoencoder.device)).float().cpu().clamp(0, 1).numpy()
+        masks = None if self.pair is None else list(self.pair.decode_mask(raw, autoencoder).numpy())
+        titles = [f"sample {i}, 1 evaluation" for i in range(len(volumes))]
+        montage(list(volumes), titles, file, columns=2, masks=masks)
         return True
 
     def _autoencoder(self) -> Any:

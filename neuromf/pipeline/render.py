@@ -25,6 +25,8 @@ from neuromf.errors import UserError
 from neuromf.files import read_json, remove_leftovers, sha256_file, write_json, write_text
 
 TABLE = "renderings.csv"
+MASKS = "masks"
+_LESION_LABELS = (25, 57)
 RECIPE = "recipe.json"
 _COLUMNS = ("file", "source", "seed")
 _GREY_LEVELS = 1000  # volumes are int16 with 1000 as the brightest: a third of the size of float32
@@ -34,13 +36,22 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every volume of a folder shares; `size` in voxels, `seed` that of the first volume."""
+    """What every volume of a folder shares; `size` in voxels, `seed` that of the first volume.
+
+    `lesions` is the size of lesions in invented heads (1: 7 to 20 mm across), 0 for none; their masks lie in masks/.
+    """
 
     size: tuple[int, int, int] = (64, 64, 64)
     spacing_mm: float = 3.0
     contrast: Literal["T1", "FLAIR"] = "T1"
     stripped: bool = False
     seed: int = 0
+    lesions: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What recipe.json says; without lesions as it was before there were any."""
+        values = {**asdict(self), "size": list(self.size)}
+        return values if self.lesions else {key: value for key, value in values.items() if key != "lesions"}
 
 
 @dataclass(frozen=True)
@@ -101,15 +112,17 @@ def render(
         UserError: no usable label map, a folder of something else, a full disk.
     """
     recipe, out = recipe or Recipe(), Path(out)
+    if recipe.lesions and label_maps:
+        raise UserError("lesions are drawn into invented heads alone", "leave out the label maps, or the lesions")
     sources: list[Scan | None] = [*find_scans(label_maps)] if label_maps else [None]
     _claim_folder(out, recipe, sources)
     jobs = [_Job(i, recipe.seed + i, sources[i % len(sources)]) for i in range(n)]
-    missing = [job for job in jobs if not _is_done(out, job, labels)]
+    missing = [job for job in jobs if not _is_done(out, job, labels, recipe)]
     done = n - len(missing)
     if progress is not None:
         progress("rendering", done, n)
     for job, rendering in _renderings(missing, recipe):
-        _write(out, job, rendering, labels)
+        _write(out, job, rendering, labels, recipe)
         done += 1
         if progress is not None:
             progress("rendering", done, n)
@@ -120,7 +133,7 @@ def render(
 def _claim_folder(out: Path, recipe: Recipe, sources: Sequence[Scan | None]) -> None:
     """Take an empty folder, or one of the same recipe."""
     content: dict[str, Any] = {
-        "recipe": {**asdict(recipe), "size": list(recipe.size)},
+        "recipe": recipe.to_dict(),
         "sources": {scan.subject: sha256_file(scan.path) for scan in sources if scan is not None},
     }
     if out.exists() and not out.is_dir():
@@ -135,13 +148,13 @@ def _claim_folder(out: Path, recipe: Recipe, sources: Sequence[Scan | None]) -> 
         raise UserError(f"{out} is not empty and holds no renderings", "give a new folder as --out")
     else:
         write_json(out / RECIPE, content)
-    for folder in (out, out / "labels"):
+    for folder in (out, out / "labels", out / MASKS):
         remove_leftovers(folder)
 
 
-def _is_done(out: Path, job: _Job, labels: bool) -> bool:
-    name = job.row[0]
-    return (out / name).is_file() and (not labels or (out / "labels" / name).is_file())
+def _is_done(out: Path, job: _Job, labels: bool, recipe: Recipe) -> bool:
+    wanted = ["", *(["labels"] if labels else []), *([MASKS] if recipe.lesions else [])]
+    return all((out / folder / job.row[0]).is_file() for folder in wanted)
 
 
 def _renderings(jobs: Sequence[_Job], recipe: Recipe) -> Iterator[tuple[_Job, Rendering]]:
@@ -164,16 +177,19 @@ def _renderings(jobs: Sequence[_Job], recipe: Recipe) -> Iterator[tuple[_Job, Re
 def _render_one(label_map: LabelMap | None, recipe: Recipe, job: _Job) -> Rendering:
     size, spacing_mm, contrast, stripped = recipe.size, recipe.spacing_mm, recipe.contrast, recipe.stripped
     if label_map is None:
-        return phantom(job.seed, size, spacing_mm, contrast=contrast, stripped=stripped)
+        return phantom(job.seed, size, spacing_mm, contrast=contrast, stripped=stripped, lesion=recipe.lesions)
     return render_label_map(label_map, job.seed, size=size, spacing_mm=spacing_mm, contrast=contrast, stripped=stripped)
 
 
-def _write(out: Path, job: _Job, rendering: Rendering, labels: bool) -> None:
-    """Write the volume last: where it is, its label map is too."""
+def _write(out: Path, job: _Job, rendering: Rendering, labels: bool, recipe: Recipe) -> None:
+    """Write the volume last: where it is, its label map and its mask are too."""
     name = job.row[0]
     text = f"neuromf synthetic, seed {job.seed}"
     if labels:
         save_volume(out / "labels" / name, rendering.labels, rendering.affine, dtype=np.int16, header_description=text)
+    if recipe.lesions:
+        mask = np.isin(rendering.labels, _LESION_LABELS)
+        save_volume(out / MASKS / name, mask, rendering.affine, dtype=np.uint8, header_description=text)
     grey = rendering.volume * _GREY_LEVELS
     save_volume(out / name, grey, rendering.affine, dtype=np.int16, header_description=text)
 

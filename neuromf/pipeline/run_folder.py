@@ -43,6 +43,12 @@ def check_folder(out: Path, config: TrainConfig, description: dict[str, Any]) ->
                 f"{out} was trained on other latents than {description['latents']}",
                 "give the latents it was started with, or another --out",
             )
+        bases = [(found.get("base") or {}).get("sha256", "none")[:12] for found in (before, description)]
+        if bases[0] != bases[1]:
+            raise UserError(
+                f"{out} adapts a base with other weights: {bases[0]}... there, {bases[1]}... now",
+                "give the base it was started with, or another --out",
+            )
     elif out.exists() and not all(_expected(path) for path in out.iterdir()):
         raise UserError(f"{out} is not empty and is not a run folder", "give another --out")
 
@@ -67,9 +73,10 @@ def describe_data(info: LatentFolderInfo, copies: int = 0) -> dict[str, Any]:
         copies: of each training scan that are trained on; with more of them it would be another run.
     """
     kept = {key: info.dataset.get(key) for key in ("latent_shape", "autoencoder", "preprocessing", "affine")}
-    classes = info.dataset.get("classes")
+    classes, pair = info.dataset.get("classes"), info.dataset.get("pair")
     description = {
         **kept,
+        **({"pair": pair} if pair else {}),
         **({"classes": {key: classes[key] for key in ("column", "names")}} if classes else {}),
         "statistics": info.statistics.to_dict(),
         "split_hash": info.dataset["splits"]["hash"],

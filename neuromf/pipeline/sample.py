@@ -15,6 +15,7 @@ from neuromf import __version__
 from neuromf.errors import UserError
 from neuromf.files import remove_leftovers
 from neuromf.generator import Generator, Solver, load
+from neuromf.models.mask_codec import PAIR
 from neuromf.pipeline.decode import Decoder, Decoding
 from neuromf.pipeline.latent_sources import Samples
 from neuromf.pipeline.sample_folder import (
@@ -27,7 +28,7 @@ from neuromf.pipeline.sample_folder import (
     sound_sample,
     write_manifest,
 )
-from neuromf.pipeline.sharing import Share, claim, take_own_gpu, wait_for
+from neuromf.pipeline.sharing import Arrivals, Share, claim, take_own_gpu
 from neuromf.sampling.solvers import evaluations
 
 Progress = Callable[[str, int, int], None]
@@ -147,7 +148,9 @@ class _Work:
     ) -> None:
         self.generator, self.samples, self.how = generator, samples, how
         self.decoder, self.keep = decoder, keep
-        self._since, self._slowest_s = time.time(), 0.0
+        self._arrivals = Arrivals(
+            lambda index: sample_path(samples.folder, index), lambda index: self._on_disk(index) is not None
+        )
 
     def missing(self, index: int) -> _Missing:
         """What of a sample is not there, or damaged."""
@@ -163,14 +166,14 @@ class _Work:
                 missing = {index: self.missing(index) for index in range(start, end)}
                 missing = {index: parts for index, parts in missing.items() if any(parts)}
                 if missing:
-                    self._make(range(start, start + batch_size), missing)
+                    with self._arrivals.block():
+                        self._make(range(start, start + batch_size), missing)
                 made += len(missing)
             if progress:
                 progress("sampling", end, n)
         return made
 
     def _make(self, block: range, missing: Mapping[int, _Missing]) -> None:
-        began_s = time.perf_counter()
         latents = self._latents(block, missing)
         for index, parts in missing.items():
             if parts.latent:
@@ -178,7 +181,6 @@ class _Work:
         if self.decoder:
             wanted = [index for index, parts in missing.items() if parts.volume]
             self.decoder.add({index: self.samples.of(index, latents[index]) for index in wanted})
-        self._slowest_s = max(self._slowest_s, time.perf_counter() - began_s)
 
     def _latents(self, block: range, missing: Mapping[int, _Missing]) -> Mapping[int, Tensor]:
         """Those of an earlier call where all are there, else computed."""
@@ -195,16 +197,11 @@ class _Work:
     def finish(self, n: int) -> dict[str, str]:
         """Wait for other processes, and write what there is one of; returns what the check found."""
         if self.keep:
-            wait_for(range(n), self._arrived, "samples", slowest_s=self._slowest_s)
+            self._arrivals.wait(range(n), "samples")
             remove_leftovers(self.samples.folder / "latents")
-        failed = self.decoder.finish(range(n)) if self.decoder else {}
+        failed = self.decoder.finish(range(n), self._arrivals.slowest_s) if self.decoder else {}
         write_manifest(self.samples.folder, self.samples.manifest, n)
         return failed
-
-    def _arrived(self, index: int) -> bool:
-        """Whether a latent is there; those of this call are whole since they were renamed, and need not be read."""
-        path = sample_path(self.samples.folder, index)
-        return path.is_file() and (path.stat().st_mtime >= self._since or self._on_disk(index) is not None)
 
 
 def newest_run(runs: Path) -> Path:
@@ -241,4 +238,5 @@ def _manifest(generator: Generator, nfe: int, seed: int, solver: str, batch_size
         "preprocessing": data["preprocessing"],
         "affine": data["affine"],
         "statistics": data["statistics"],
+        **({PAIR: data[PAIR]} if generator.pair else {}),
     }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -116,6 +117,37 @@ def wait_for(things: Iterable[T], ready: Callable[[T], bool], what: str, *, slow
                 "see what those processes said; the same command again makes what is missing",
             )
         time.sleep(max(_POLL_S, 5 * (time.monotonic() - began)))
+
+
+class Arrivals:
+    """The files that the processes of a command make, and when all of them are there.
+
+    Args:
+        path: of the file of a number.
+        sound: whether it is there and whole, to be found by reading it.
+
+    Attributes:
+        slowest_s: what the slowest block of this process took.
+    """
+
+    def __init__(self, path: Callable[[int], Path], sound: Callable[[int], bool]) -> None:
+        self._path, self._sound = path, sound
+        self._since, self.slowest_s = time.time(), 0.0
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Around the work on one block: others are given several times as long as the slowest took here."""
+        began_s = time.perf_counter()
+        yield
+        self.slowest_s = max(self.slowest_s, time.perf_counter() - began_s)
+
+    def wait(self, numbers: Iterable[int], what: str) -> None:
+        """As `wait_for`; files of this command are whole since they were renamed, and need not be read."""
+        wait_for(numbers, self._arrived, what, slowest_s=self.slowest_s)
+
+    def _arrived(self, number: int) -> bool:
+        path = self._path(number)
+        return path.is_file() and (path.stat().st_mtime >= self._since or self._sound(number))
 
 
 def value_at(record: Mapping[str, Any], key: str) -> Any:

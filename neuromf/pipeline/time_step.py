@@ -20,6 +20,7 @@ from neuromf.models.networks import build_network
 from neuromf.pipeline.plan import Plan, refuse_too_large
 from neuromf.pipeline.train import TrainingData, channel_weights_of, perceptual_of, plan, training_data
 from neuromf.training import memory
+from neuromf.training.adapter_file import adapters_of
 from neuromf.training.ema import WeightAverage, build_averages
 from neuromf.training.feed import Batch, Clock, Feed
 from neuromf.training.objective import Objective
@@ -167,7 +168,8 @@ def _begin(config: TrainConfig, data: TrainingData, accelerator: Accelerator, de
     torch.manual_seed(config.training.seed)
     description = data.description
     classes = len(class_names(description)) if config.network.classes else 0
-    network = build_network(config.network.model_dump(), description["latent_shape"], classes=classes)
+    adapters = adapters_of(config, description)
+    network = build_network(config.network.model_dump(), description["latent_shape"], classes, adapters)
     if config.training.recompute:
         recompute_blocks(network)
     objective = Objective(

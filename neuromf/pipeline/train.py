@@ -22,9 +22,16 @@ from neuromf.data.latents import (
 from neuromf.errors import UserError
 from neuromf.files import read_json, write_json
 from neuromf.launch import process_rank
+from neuromf.models.adapters import load_base
 from neuromf.models.autoencoder import KLAutoencoder
 from neuromf.models.networks import build_network
-from neuromf.pipeline.initialisation import foreign_file, foreign_statistics, start_from
+from neuromf.pipeline.initialisation import (
+    adapted_statistics,
+    describe_base,
+    foreign_file,
+    foreign_statistics,
+    start_from,
+)
 from neuromf.pipeline.plan import Plan, plan_run, refuse_too_large
 from neuromf.pipeline.recorder import Recorder, Silent
 from neuromf.pipeline.run_folder import (
@@ -36,6 +43,7 @@ from neuromf.pipeline.run_folder import (
     environment,
 )
 from neuromf.training import checkpoint, loop
+from neuromf.training.adapter_file import adapters_of
 from neuromf.training.loop import TrainResult
 from neuromf.training.perceptual import DecodedCrops
 from neuromf.training.processes import make_accelerator
@@ -43,11 +51,12 @@ from neuromf.training.trackers import check_installed
 
 
 class TrainingData(NamedTuple):
-    """What a run learns from: its description (data.json) and the whitened sets."""
+    """What a run learns from: its description (data.json) and the whitened sets; and the base it adapts, if any."""
 
     description: dict[str, Any]
     training_set: Dataset[Tensor]
     validation_set: Dataset[Tensor]
+    base: generator.Generator | None = None
 
 
 def train(
@@ -91,12 +100,16 @@ def training_data(config: TrainConfig, data: Path) -> TrainingData:
     """
     info = _latents(data)
     described = describe_data(info, copies=_copies(config, info))
-    statistics = info.statistics
+    statistics, base = info.statistics, None
     if (file := foreign_file(config)) is not None:  # its network is used to another scale than these latents' own
         statistics = foreign_statistics(file, info.statistics)
         described["statistics"] = statistics.to_dict()
+    if config.adapters.base is not None:
+        base = generator.load(config.adapters.base, device="cpu")
+        statistics = adapted_statistics(config, base, info)
+        described |= {"statistics": statistics.to_dict(), "base": describe_base(base)}
     return TrainingData(
-        described, training_set(data, config, info, statistics), _validation_set(data, info, statistics)
+        described, training_set(data, config, info, statistics), _validation_set(data, info, statistics), base
     )
 
 
@@ -125,7 +138,14 @@ def train_on(
     torch.use_deterministic_algorithms(deterministic)
     torch.manual_seed(config.training.seed)
     classes = len(class_names(data.description)) if config.network.classes else 0
-    network = build_network(config.network.model_dump(), data.description["latent_shape"], classes=classes)
+    network = build_network(
+        config.network.model_dump(),
+        data.description["latent_shape"],
+        classes=classes,
+        adapters=adapters_of(config, data.description),
+    )
+    if data.base is not None:
+        load_base(network, data.base.network.state_dict())
     if config.training.init_from and checkpoint.newest(out)[0] is None:
         start_from(config, data.description, network, listener)
     perceptual = perceptual_of(config, data.description, device)

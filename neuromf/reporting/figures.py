@@ -1,4 +1,4 @@
-"""Pictures of volumes and curves: arrays in, PNG files out; no display needed.
+"""Pictures of volumes and curves: arrays in, PNG or PDF files out (by the suffix); no display needed.
 
 Orientation, for arrays in RAS+ (axis I to the subject's right, J to anterior, K to superior): superior is up
 in sagittal and coronal planes, anterior is up in axial ones; the subject's left is on the left of coronal
@@ -31,6 +31,7 @@ _GAP_VOXELS = 2
 _LABEL_INCHES = 1.3
 _TITLE_INCHES = 0.28
 _DOTS = 40
+_OUTLINE = "#ff4d3d"
 _SERIES_COLOURS = ("#222222", "#d1495b", "#2e86ab", "#edae49", "#66a182", "#8d6a9f")
 
 
@@ -59,9 +60,12 @@ def plane_image(
     return _stretch(_stretch(image, up / finest, 0), across / finest, 1)
 
 
-def three_planes(volume: ArrayLike, *, spacing_mm: Sequence[float] = (1, 1, 1)) -> NDArray[np.float32]:
-    """The middle sagittal, coronal and axial slices side by side on black, as one image."""
-    images = [plane_image(volume, plane, spacing_mm=spacing_mm) for plane in PLANES]
+def three_planes(
+    volume: ArrayLike, *, spacing_mm: Sequence[float] = (1, 1, 1), at: Sequence[int] | None = None
+) -> NDArray[np.float32]:
+    """Sagittal, coronal and axial slices, the middle ones or through voxel `at`, side by side on black as one image."""
+    places: Sequence[int | None] = (None, None, None) if at is None else at
+    images = [plane_image(volume, plane, i, spacing_mm=spacing_mm) for plane, i in zip(PLANES, places, strict=True)]
     height = max(image.shape[0] for image in images)
     gap = np.zeros((height, _GAP_VOXELS), dtype=np.float32)
     sagittal, coronal, axial = (_pad(image, height) for image in images)
@@ -76,16 +80,19 @@ def montage(
     columns: int = 4,
     spacing_mm: Sequence[float] = (1, 1, 1),
     heading: str = "",
+    masks: Sequence[ArrayLike] | None = None,
 ) -> Path:
     """Draw each volume's three middle slices under its title, `columns` volumes to a row.
 
     Args:
         volumes: (I, J, K) or (1, I, J, K) each, RAS+, [0, 1]; shapes may differ.
         titles: one per volume.
+        masks: of the volumes' shapes, drawn as outlines; the slices then go through the middle of what is marked.
     """
     if not volumes or len(titles) != len(volumes):
         raise ValueError(f"{len(volumes)} volumes need as many titles, and at least one; got {len(titles)}")
-    tiles = [three_planes(volume, spacing_mm=spacing_mm) for volume in volumes]
+    places = [None] * len(volumes) if masks is None else [_middle(mask) for mask in masks]
+    tiles = [three_planes(v, spacing_mm=spacing_mm, at=at) for v, at in zip(volumes, places, strict=True)]
     columns = min(columns, len(tiles))
     height, width = max(t.shape[0] for t in tiles), max(t.shape[1] for t in tiles)
     rows = -(-len(tiles) // columns)
@@ -98,10 +105,13 @@ def montage(
         bottom = total - top - (row + 1) * (inches[0] + _TITLE_INCHES)
         axes = figure.add_axes((column / columns, bottom / total, 0.985 / columns, inches[0] / total))
         _show(axes, _pad(tile, height, width))
+        if masks is not None and np.any(masks[n]):
+            outline = _pad(three_planes(masks[n], spacing_mm=spacing_mm, at=places[n]), height, width)
+            axes.contour(outline, levels=[0.5], colors=_OUTLINE, linewidths=0.9)
         axes.set_title(title, fontsize=9, pad=3, loc="left")
     if heading:
         figure.text(0.004, 1 - 0.5 * top / total, heading, fontsize=11, weight="bold", va="center")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def comparison_sheet(
@@ -143,7 +153,7 @@ def comparison_sheet(
             _show(figure.add_axes(box), _pad(tile, height, width))
     if heading:
         figure.text(0.08 / page[0], 1 - 0.5 * top / page[1], heading, fontsize=11, weight="bold", va="center")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def curves(
@@ -173,17 +183,15 @@ def curves(
             axes.axhline(levels[title], color="#888888", lw=0.9, ls=":", zorder=0)
         spread = _spread(drawn) if title in log_y else 0
         if spread > 4:  # below it, plain axes have more ticks
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=_log_ticks(spread)))
-            axes.yaxis.set_minor_locator(NullLocator())
-        _dress(axes, title, x_label, "", legend=len(series) > 1)
+            log_axis(axes, spread)
+        dress(axes, title, x_label, "", legend=len(series) > 1)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, or the numbers run into one another
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if heading:
         figure.text(0.008, 1 - 0.18 / figure.get_figheight(), heading, fontsize=11, weight="bold", va="center")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _grid(rows: int, columns: int, top_inches: float) -> tuple[Figure, list[Axes]]:
@@ -202,8 +210,16 @@ def _curve(axes: Axes, n: int, name: str, x: ArrayLike, y: ArrayLike) -> NDArray
     values = np.asarray(y, dtype=float)
     values = np.where(np.isfinite(values), values, np.nan)
     marker = "o" if len(values) <= _DOTS else ""
-    axes.plot(np.asarray(x, dtype=float), values, label=name, lw=1.2, color=_colour(n), marker=marker, ms=2.8)
+    axes.plot(np.asarray(x, dtype=float), values, label=name, lw=1.2, color=colour(n), marker=marker, ms=2.8)
     return values[~np.isnan(values)]
+
+
+def log_axis(axes: Axes, spread: float) -> None:
+    """A logarithmic y axis with plain numbers, the more of them the less it spreads (largest over smallest value)."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=_log_ticks(spread)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _log_ticks(spread: float) -> tuple[float, ...]:
@@ -230,11 +246,11 @@ def spectrum_plot(frequency: ArrayLike, power: Mapping[str, ArrayLike], path: st
     x = np.asarray(frequency, dtype=float)
     for n, (name, values) in enumerate(power.items()):
         y = np.clip(np.asarray(values, dtype=float), 1e-30, None)
-        axes.fill_between(x, *np.percentile(y, [5, 95], axis=0), color=_colour(n), alpha=0.15, lw=0)
-        axes.plot(x, y.mean(0), color=_colour(n), lw=1.6, label=f"{name} (N = {len(y)})")
+        axes.fill_between(x, *np.percentile(y, [5, 95], axis=0), color=colour(n), alpha=0.15, lw=0)
+        axes.plot(x, y.mean(0), color=colour(n), lw=1.6, label=f"{name} (N = {len(y)})")
     axes.set_yscale("log")
-    _dress(axes, "Radial power spectrum", "spatial frequency (cycles/mm)", "power per coefficient", legend=True)
-    return _save(figure, path)
+    dress(axes, "Radial power spectrum", "spatial frequency (cycles/mm)", "power per coefficient", legend=True)
+    return save(figure, path)
 
 
 def histograms(
@@ -261,11 +277,11 @@ def histograms(
     else:
         edges = np.asarray(bins, dtype=float)
     for n, (name, density) in enumerate(arrays.items()):
-        axes.stairs(density, edges, color=_colour(n), lw=1.4, label=name)
+        axes.stairs(density, edges, color=colour(n), lw=1.4, label=name)
     if log_y:
         axes.set_yscale("log")
-    _dress(axes, title, x_label, "density", legend=True)
-    return _save(figure, path)
+    dress(axes, title, x_label, "density", legend=True)
+    return save(figure, path)
 
 
 def _single_panel() -> tuple[Figure, Axes]:
@@ -278,7 +294,8 @@ def _show(axes: Axes, image: NDArray[np.float32]) -> None:
     axes.set_axis_off()
 
 
-def _dress(axes: Axes, title: str, x_label: str, y_label: str, *, legend: bool) -> None:
+def dress(axes: Axes, title: str, x_label: str, y_label: str, *, legend: bool) -> None:
+    """Title, labels and a quiet grid, the same in every picture."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x_label, fontsize=9)
     axes.set_ylabel(y_label, fontsize=9)
@@ -308,6 +325,16 @@ def _wrapped(label: str) -> str:
     return "\n".join(textwrap.fill(line, 16) for line in label.replace(": ", ":\n").split("\n"))
 
 
+def _middle(mask: ArrayLike) -> tuple[int, int, int] | None:
+    """The marked voxel nearest to the middle of what a mask (I, J, K) or (1, I, J, K) marks; None if it is empty."""
+    array = np.asarray(mask, dtype=bool)
+    marked = np.argwhere(array[0] if array.ndim == 4 else array)
+    if not len(marked):
+        return None
+    i, j, k = marked[np.square(marked - marked.mean(0)).sum(1).argmin()]
+    return int(i), int(j), int(k)
+
+
 def _pad(image: NDArray[np.float32], height: int, width: int = 0) -> NDArray[np.float32]:
     """Centre an image on black."""
     rows, columns = height - image.shape[0], max(width - image.shape[1], 0)
@@ -315,13 +342,16 @@ def _pad(image: NDArray[np.float32], height: int, width: int = 0) -> NDArray[np.
     return np.pad(image, ((before[0], rows - before[0]), (before[1], columns - before[1])))
 
 
-def _colour(n: int) -> str:
+def colour(n: int) -> str:
+    """The colour of the n-th series of a picture."""
     return _SERIES_COLOURS[n % len(_SERIES_COLOURS)]
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure in the format of the path's suffix, PNG or PDF; the same figure gives the same bytes."""
     path = Path(path)
     FigureCanvasAgg(figure)
-    with atomic_path(path, suffix=".png") as temporary:
-        figure.savefig(temporary, format="png")
+    dated = {"CreationDate": None} if path.suffix == ".pdf" else None
+    with atomic_path(path, suffix=path.suffix) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], metadata=dated)
     return path

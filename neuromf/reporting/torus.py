@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from mpl_toolkits.mplot3d import Axes3D
 from numpy.typing import ArrayLike, NDArray
 
-from neuromf.files import atomic_path
+from neuromf.reporting.figures import save
 
 Curve = tuple[ArrayLike, ArrayLike]
 
@@ -37,6 +36,7 @@ def torus_figure(
     """Draw four panels side by side: losses, samples on the torus, samples as they are, histograms of both angles.
 
     Args:
+        path: of the PNG; a PDF is written beside it.
         losses: series name -> (epochs, raw loss).
         angles: (N, 2) of the one-step samples, radians.
         distance: (N,) of the same samples to the manifold, relative to its spread.
@@ -55,10 +55,9 @@ def torus_figure(
     _histograms(figure, grid[3], angles)
     if heading:
         figure.text(0.012, 0.95, heading, fontsize=12, weight="bold")
-    FigureCanvasAgg(figure)
-    with atomic_path(Path(path), suffix=".png") as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
+    path = Path(path)
+    save(figure, path.with_suffix(".pdf"))
+    return save(figure, path)
 
 
 def _losses(axes: Axes, losses: Mapping[str, Curve]) -> None:

@@ -1,8 +1,9 @@
 """Checkpoints: whole or absent, checksummed, rotated.
 
 `checkpoints/step_XXXXXXXX/` holds `model.safetensors`, one `ema_<decay>.safetensors` per average, `state.pt`
-(optimiser, guards, the unfinished epoch) and `checkpoint.json` (update count, SHA-256 of the others). The folder is
-made under another name and renamed, so a killed run leaves the one before.
+(optimiser, guards, the unfinished epoch) and `checkpoint.json` (update count, SHA-256 of the others and of the
+autoencoder whose latents the weights belong to). The folder is made under another name and renamed, so a killed run
+leaves the one before.
 
 `checkpoints/best.safetensors` is the selected average where its validation loss was the lowest so far: one file with
 its update, loss and digest in its header, replaced by one rename, so that no marker can point at the wrong thing. It
@@ -11,7 +12,6 @@ holds that average alone, to sample from; nothing is resumed from it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from neuromf.errors import UserError
 from neuromf.files import atomic_path, discard_folder, read_json, remove_leftovers, sha256_file, write_json
+from neuromf.models.state import state_sha256
 
 FOLDER, BEST = "checkpoints", "best.safetensors"
 FORMAT = 1
@@ -90,10 +91,19 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, keep_every: int | None = 
                 "healthy": checkpoint.healthy,
                 "averages": list(checkpoint.averages),
                 "sha256": digests,
+                "autoencoder_sha256": _autoencoder_of(run),
             },
         )
     rotate(target, keep, keep_every)
     return target
+
+
+def _autoencoder_of(run: Path) -> str | None:
+    """That of the run's data.json; None where no autoencoder made what it learns from."""
+    try:
+        return read_json(run / "data.json")["autoencoder"]["sha256"]
+    except (UserError, KeyError, TypeError):
+        return None
 
 
 def rotate(newest: Path, keep: int, keep_every: int | None) -> None:
@@ -196,7 +206,7 @@ def keep_best(run: Path, update: int, ema: str, val_raw_loss: float | None, weig
     kept = best(run)
     if val_raw_loss is None or (kept is not None and kept.val_raw_loss <= val_raw_loss):
         return False
-    header = {"update": str(update), "ema": ema, "val_raw_loss": repr(val_raw_loss), "sha256": _digest(weights)}
+    header = {"update": str(update), "ema": ema, "val_raw_loss": repr(val_raw_loss), "sha256": state_sha256(weights)}
     with atomic_path(run / FOLDER / BEST) as path:
         _save_weights(path, weights, header)
     return True
@@ -224,7 +234,7 @@ def load_best(run: Path) -> tuple[dict[str, Tensor], Best]:
         )
     try:
         weights, header = load_file(path), _header(run)
-        if _digest(weights) == header["sha256"]:
+        if state_sha256(weights) == header["sha256"]:
             return weights, _best_of(header)
     except (SafetensorError, KeyError, ValueError):
         pass
@@ -238,12 +248,3 @@ def _header(run: Path) -> dict[str, str]:
 
 def _best_of(header: Mapping[str, str]) -> Best:
     return Best(int(header["update"]), header["ema"], float(header["val_raw_loss"]))
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()

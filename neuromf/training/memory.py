@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from neuromf.config import TrainConfig
+from neuromf.losses.forward_mode import forward_mode
+from neuromf.models.adapters import frozen_count
 from neuromf.models.blocks import recompute_blocks
 from neuromf.models.networks import parameter_count
 from neuromf.training.objective import Objective
@@ -83,7 +85,7 @@ def estimate(objective: Objective, shape: Sequence[int], config: TrainConfig, *,
     parameters = parameter_count(ghost)
     return Memory(
         parameters=parameters,
-        weights=4 * parameters,
+        weights=4 * (parameters + frozen_count(ghost.network)),
         gradients=4 * parameters,
         optimizer=4 * _moments(ghost, config),
         averages=4 * parameter_count(ghost.network) * len(config.ema.names),
@@ -129,7 +131,7 @@ def _without_tape(objective: Objective, shape: tuple[int, ...]) -> int:
     z, t = torch.zeros(shape, device="meta"), torch.zeros(shape[0], device="meta")
     with Held(objective.parameters()) as held, sdpa_kernel(SDPBackend.MATH):
         if objective.config.derivative == "exact" and objective.config.name != "alphaflow":
-            torch.func.jvp(lambda z_, t_: objective.u(z_, t, t_), (z, t), (z, t))
+            forward_mode(lambda z_, t_: objective.u(z_, t, t_), (z, t), (z, t))
         else:
             objective.u(z, t, t)
     return held.peak

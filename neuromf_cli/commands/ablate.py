@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from neuromf_cli import console, options
 from neuromf_cli.progress import progress
+
+if TYPE_CHECKING:
+    from neuromf.pipeline.ablate import Cluster
 
 
 def plan_names(incomplete: str) -> list[str]:
@@ -26,7 +29,31 @@ def ablate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of everything it makes.", show_default="ablations/<name>")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Stages at a time; they share the CPU's cores.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Stages at a time. Here they share the cores; in SLURM it limits each array.",
+            show_default="1; in SLURM what the cluster allows",
+        ),
+    ] = None,
+    launcher: Annotated[
+        Literal["local", "slurm"], typer.Option("--launcher", help="Work here, or submit to a cluster and return.")
+    ] = "local",
+    partition: Annotated[str | None, typer.Option("--partition", help="SLURM: nodes of this partition.")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", help="SLURM: a job's limit, as 90 (minutes), 12:00:00 or 1-12:00:00.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="SLURM: GPUs of a job.")] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="SLURM: cores of a process.")] = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory", metavar="GIB", min=0.1, help="SLURM: memory of a job.")
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option("--sbatch", metavar="KEY=VALUE", help="SLURM: any option of sbatch, such as account=lab."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and what they cost, and stop.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Say how far each cell is, and stop.")] = False,
     collect: Annotated[bool, typer.Option("--collect", help="Make the tables of what is evaluated, and stop.")] = False,
@@ -39,7 +66,7 @@ def ablate(
 
     Cells of the same settings and data are trained once. A cell that fails is
     reported and stops no other (exit code 4). The same command again continues
-    where it was stopped, even by kill -9. Plans: docs/ablation.md.
+    where it was stopped, even by kill -9. Plans, clusters: docs/ablation.md.
 
     Example: neuromf ablate ablate-prediction-small --jobs 2
     """
@@ -48,9 +75,13 @@ def ablate(
 
     if dry_run + status + collect > 1:
         raise UserError("--dry-run, --status and --collect each ask for another answer", "give one of them")
+    asked = {"partition": partition, "time": time, "gpus": gpus, "cpus": cpus, "memory": memory, "sbatch": sbatch}
+    cluster = _cluster(launcher, jobs, {key: value for key, value in asked.items() if value is not None})
     if not (dry_run or status or collect):
         with progress(quiet) as show:
-            report = pipeline.ablate(plan, out, jobs=jobs, retry=retry, device=device, message=show.message)
+            report = pipeline.ablate(
+                plan, out, jobs=jobs or 1, cluster=cluster, retry=retry, device=device, message=show.message
+            )
         return console.result(report, json, report.failed, complaint="stages failed; mend the cause, then add --retry")
     ablation = pipeline.open_ablation(plan, out, device=device)
     if status:
@@ -60,3 +91,27 @@ def ablate(
             found, json, failed, rows=found["cells"], complaint="stages failed; --retry does them again"
         )
     return console.result(pipeline.preview(ablation, device=device) if dry_run else pipeline.collect(ablation), json)
+
+
+def _cluster(launcher: str, jobs: int | None, asked: dict[str, Any]) -> Cluster | None:
+    """What is asked of SLURM; None for work that is done here."""
+    from neuromf.errors import UserError
+    from neuromf.pipeline.ablate import Cluster
+
+    if launcher == "local":
+        if asked:
+            options = ", ".join(f"--{key}" for key in asked)
+            raise UserError(f"{options}: these are for SLURM, and --launcher is local", "add --launcher slurm")
+        return None
+    more = {
+        key.lstrip("-"): value or True for key, _, value in (word.partition("=") for word in asked.get("sbatch", []))
+    }
+    return Cluster(
+        asked.get("partition"),
+        asked.get("time"),
+        asked.get("gpus", 0),
+        asked.get("cpus"),
+        asked.get("memory"),
+        jobs,
+        more,
+    )

@@ -24,6 +24,10 @@ def decode(
     dtype: options.Dtype = "int16",
     compression: options.Compression = 1,
     montage: Annotated[bool, typer.Option(help="Also draw a sheet of slices.")] = True,
+    as_scanned: Annotated[
+        bool,
+        typer.Option("--as-scanned", help="Of encoded scans: back to each scan's own voxels and intensities."),
+    ] = False,
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -39,7 +43,9 @@ def decode(
     from neuromf.pipeline import decode as pipeline
 
     join_slurm()
-    decoding = pipeline.Decoding(autoencoder, weights, options.gib(memory), batch_size, dtype, compression, montage)
+    decoding = pipeline.Decoding(
+        autoencoder, weights, options.gib(memory), batch_size, dtype, compression, montage, as_scanned
+    )
     with progress(quiet or process_rank() > 0) as show:
         done = pipeline.decode(latents, out, decoding, device=device, progress=show)
     if process_rank() == 0:

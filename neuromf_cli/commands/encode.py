@@ -37,6 +37,7 @@ def encode(
     ] = "percentile",
     autoencoder: options.AutoencoderName = "builtin",
     weights: options.Weights = None,
+    memory: options.Memory = None,
     groups: Annotated[
         Path | None, typer.Option("--groups", metavar="CSV", help="Table of the scans or participants, one row each.")
     ] = None,
@@ -129,7 +130,8 @@ def encode(
                 cohort,
                 out,
                 preprocessing=preprocessing,
-                load=lambda: _autoencoder(autoencoder, device, weights),
+                load=lambda: _autoencoder(autoencoder, device, weights, memory),
+                cleaning=cleaning,
                 copies=copies + flip_copies,
                 workers=workers,
                 progress=show,
@@ -143,7 +145,7 @@ def encode(
         done = pipeline.encode(
             inputs,
             out,
-            autoencoder=_autoencoder(autoencoder, device, weights),
+            autoencoder=_autoencoder(autoencoder, device, weights, memory),
             preprocessing=preprocessing,
             cleaning=cleaning,
             groups_csv=groups,
@@ -175,10 +177,10 @@ def _cleaning(skull_strip: str, n4: bool, device: options.DeviceName) -> Cleanin
     return cleaning
 
 
-def _autoencoder(name: str, device: options.DeviceName, weights: Path | None) -> Autoencoder:
+def _autoencoder(name: str, device: options.DeviceName, weights: Path | None, memory_gib: float | None) -> Autoencoder:
     from neuromf.models.autoencoder import load_autoencoder
 
-    return load_autoencoder(name, device=_own_device(device), weights=weights)
+    return load_autoencoder(name, device=_own_device(device), weights=weights, memory=options.gib(memory_gib))
 
 
 def _own_device(name: options.DeviceName) -> torch.device:

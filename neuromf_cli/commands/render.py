@@ -23,6 +23,15 @@ def render(
     contrast: Annotated[options.ContrastName, typer.Option("--contrast", help="Kind of scan.")] = "T1",
     stripped: Annotated[bool, typer.Option("--stripped", help="Only the brain; the rest is 0.")] = False,
     labels: Annotated[bool, typer.Option("--labels", help="Also write the label map of each volume.")] = False,
+    lesions: Annotated[
+        float,
+        typer.Option(
+            "--lesions",
+            metavar="SIZE",
+            min=0.0,
+            help="Give invented heads lesions (1: 7 to 20 mm across, 2: twice that), their masks go to masks/.",
+        ),
+    ] = 0.0,
     seed: options.Seed = 0,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -37,7 +46,7 @@ def render(
     """
     from neuromf.pipeline import render as pipeline
 
-    recipe = pipeline.Recipe(options.voxels(size), spacing, contrast, stripped, seed)
+    recipe = pipeline.Recipe(options.voxels(size), spacing, contrast, stripped, seed, lesions)
     with progress(quiet) as show:
         done = pipeline.render(label_maps or [], out, n=n, recipe=recipe, labels=labels, progress=show)
     console.result(done, json)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from neuromf.data.bias_field import BiasCorrection, _at_knots, correct_bias, field_on
-from neuromf.data.preprocessing import Preprocessing, head_mask, preprocess, restore_intensity
+from neuromf.data.preprocessing import Preprocessing, head_mask, preprocess
+from neuromf.data.restoration import restore_intensity
 from neuromf.data.volumes import Volume
 from neuromf.errors import UserError
 

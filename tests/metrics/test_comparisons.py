@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 from scipy import stats
 
 from neuromf.errors import UserError
-from neuromf.metrics.comparisons import anova, holm, mean_interval, tukey, welch
+from neuromf.metrics.comparisons import (
+    anova,
+    discrepancy_difference,
+    holm,
+    mean_interval,
+    paired,
+    tukey,
+    unpaired,
+    welch,
+)
 
 # R's data set `warpbreaks` (Tippett 1950): breaks of yarn by tension (L, M, H), nine looms each of wool A, then B.
 BREAKS = {
@@ -151,3 +161,35 @@ def test_what_cannot_be_compared_is_said(groups: dict[str, list[float]], message
 def test_unequal_blocks_are_refused() -> None:
     with pytest.raises(UserError, match="same blocks"):
         anova({"a": [1.0, 2.0], "b": [1.0, 4.0]}, blocks={"a": [0, 1], "b": [0, 2]})
+
+
+def test_paired_differences_are_those_of_the_example_in_r_s_help_page() -> None:
+    # R, ?t.test: t.test(Pair(extra.1, extra.2) ~ 1) of `sleep` (Student 1908)
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    found = paired(first, second)
+    assert found.difference == pytest.approx(-1.58)
+    assert (found.low, found.high) == pytest.approx((-2.4598858, -0.7001142), abs=1e-6)
+    assert found.p == pytest.approx(0.002833, abs=1e-6)
+    # and t.test(extra ~ group, data = sleep)
+    apart = unpaired(first, second)
+    assert apart.p == pytest.approx(0.07939, abs=1e-5)
+    assert (apart.low, apart.high) == pytest.approx((-3.3654832, 0.2054832), abs=1e-6)
+
+
+def test_equal_values_differ_by_nothing_and_other_lengths_are_refused() -> None:
+    assert paired([1.0, 2.0, 4.0], [1.0, 2.0, 4.0])[:4] == (0, 0, 0, 1)
+    assert paired([2.0, 3.0], [1.0, 2.0]).p == 0
+    with pytest.raises(UserError, match="paired comparison of 2 and 3"):
+        paired([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_what_distances_share_with_one_real_set_does_not_widen_their_difference() -> None:
+    generated, real = [0.1, 0.2, 0.15, 0.12], [0.5, 0.1, 0.9, 0.3]
+    found = discrepancy_difference((1.0, 0.4), (generated, generated), (real, real))
+    variance = 2 * 3 * statistics.pvariance(generated)
+    assert found.high - found.difference == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
+    apart = discrepancy_difference((1.0, 0.4), (generated, generated), (real, real[::-1]))
+    assert apart.high - apart.low > found.high - found.low
+    with pytest.raises(UserError, match="not of one real set"):
+        discrepancy_difference((1.0, 0.4), (generated, generated), (real, real[:3]))

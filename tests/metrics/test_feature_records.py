@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -29,8 +30,15 @@ class _Set:
     def __len__(self) -> int:
         return len(self.values[self.planes[0]])
 
-    def plane(self, name: str) -> Tensor:
-        return self.values[name]
+    def shape(self, plane: str) -> tuple[int, int, int]:
+        return tuple(self.values[plane].shape)
+
+    def plane(self, name: str, slices: Sequence[int] | None = None) -> Tensor:
+        return self.values[name] if slices is None else self.values[name][:, list(slices)]
+
+    def parts(self, name: str, volumes: Sequence[int]) -> Iterator[Tensor]:
+        for i in volumes:
+            yield self.values[name][i]
 
     def vectors(self) -> Tensor:
         return torch.cat([x.mean(1) for x in self.values.values()], dim=1)
@@ -73,8 +81,9 @@ def test_numbers_of_planes_are_their_mean_and_are_listed() -> None:
     assert entry["n"] == {"generated": 12, "real": 12}
     kernels = kernel_records(_Set(a), _Set(b), EXTRACTOR)
     expected = [kid(a[plane], b[plane]) for plane in a]
-    for key in ("value", "low", "high"):
-        assert kernels["kid_x"][key] == pytest.approx(sum(getattr(e, key) for e in expected) / 2)
+    assert kernels["kid_x"]["value"] == pytest.approx(sum(e.value for e in expected) / 2)
+    without = sum(e.without_b for e in expected) / 2
+    torch.testing.assert_close(kernels["kid_x"]["values"]["real"], without)
     assert kernels["mmd_x"]["bandwidth"] > 0
 
 
@@ -103,3 +112,23 @@ def test_only_distances_of_published_networks_are_called_fid() -> None:
     assert frechet_name("medicalnet-50") == "fid_medicalnet_50"
     assert frechet_name("builtin") == "frechet_builtin"
     assert frechet_name("own") == "frechet_own"
+
+
+def test_features_that_do_not_fit_in_memory_give_the_same_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [_Set({"axial": _normal(n, 6, 3, seed=n)}) for n in (11, 14)]
+    whole = frechet_record(*sets, EXTRACTOR) | frechet_baseline(*sets, EXTRACTOR)
+    monkeypatch.setattr("neuromf.metrics.feature_records._IN_MEMORY_BYTES", 0)
+    streamed = frechet_record(*sets, EXTRACTOR) | frechet_baseline(*sets, EXTRACTOR)
+    for name, entry in whole.items():
+        assert entry["covariance"] == "sample"
+        assert streamed[name]["value"] == pytest.approx(entry["value"], rel=1e-9), name
+    few = _Set({"axial": _normal(2, 1, 3, seed=0)}), _Set({"axial": _normal(5, 1, 3, seed=1)})
+    assert frechet_record(*few, EXTRACTOR)["frechet_x"]["covariance"] == "shrunk"
+
+
+def test_the_bandwidth_does_not_depend_on_the_generated_set() -> None:
+    real = _Set(_normal(12, 3, seed=1))
+    bandwidths = {
+        kernel_records(_Set(_normal(9, 3, seed=0) * scale), real, EXTRACTOR)["mmd_x"]["bandwidth"] for scale in (1, 9)
+    }
+    assert len(bandwidths) == 1

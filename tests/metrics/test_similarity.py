@@ -79,7 +79,7 @@ def test_the_nearest_reference_is_found_across_blocks_and_batches() -> None:
     references = _volumes(40)
     order = torch.tensor([33, 0, 17, 5, 39])
     queries = references[order] + 0.01
-    found = nearest_similarity(queries.numpy(), references.numpy(), block=2)
+    found = nearest_similarity(queries.numpy(), references.numpy(), block_bytes=2 * 4 * queries[0].numel())
     assert found.nearest.tolist() == order.tolist()
     expected = (queries.clamp(0, 1) - references[order]).double().square().flatten(1).mean(1)
     torch.testing.assert_close(found.mse, expected, rtol=1e-4, atol=1e-9)

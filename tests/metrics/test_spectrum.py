@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from neuromf.metrics.spectrum import high_frequency_energy_ratio, radial_power_spectrum, spectrum_distance
+from neuromf.metrics.spectrum import (
+    axis_power_spectra,
+    high_frequency_energy_ratio,
+    radial_power_spectrum,
+    spectra,
+    spectrum_distance,
+)
 
 
 def _wave(size: tuple[int, int, int], axis: int, cycles: int) -> torch.Tensor:
@@ -69,3 +75,42 @@ def test_the_spectrum_distance_is_in_powers_of_ten() -> None:
     estimate = spectrum_distance(10 * power, power)
     assert estimate.value == pytest.approx(1)
     assert estimate.low < 1 < estimate.high
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_plane_wave_shows_along_its_own_axis_alone(axis: int) -> None:
+    size, spacing = (24, 20, 15), (2.0, 1.0, 1.0)
+    found = axis_power_spectra(5.0 + _wave(size, axis, 3), spacing)
+    for other, (frequency, power) in enumerate(found):
+        assert len(frequency) == size[other] // 2
+        if other == axis:
+            assert int(power[0].argmax()) == 2
+            assert float(frequency[2]) == pytest.approx(3 / (size[axis] * spacing[axis]))
+        else:
+            assert float(power[0].max()) < 1e-20
+
+
+def test_white_noise_is_flat_along_every_axis() -> None:
+    noise = 3 * torch.randn(8, 1, 24, 20, 27, generator=torch.Generator().manual_seed(1))
+    for frequency, power in axis_power_spectra(noise, (1, 1, 1)):
+        torch.testing.assert_close(
+            power.mean(0), torch.full((len(frequency),), 9.0, dtype=torch.float64), rtol=0.1, atol=0
+        )
+
+
+def test_blur_along_one_axis_shows_there() -> None:
+    noise = torch.randn(4, 1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+    smooth = (noise + noise.roll(1, 3)) / 2
+    before, after = (axis_power_spectra(x, (1, 1, 1)) for x in (noise, smooth))
+    lost = [float(a.power.mean(0)[-1] / b.power.mean(0)[-1]) for a, b in zip(after, before, strict=True)]
+    assert lost[1] < 0.01
+    assert min(lost[0], lost[2]) > 0.3
+
+
+def test_one_transform_gives_what_the_three_functions_give() -> None:
+    x = torch.rand(3, 1, 12, 10, 14, generator=torch.Generator().manual_seed(3))
+    found = spectra(x, (1.0, 2.0, 1.5), window="hann")
+    torch.testing.assert_close(found.radial.power, radial_power_spectrum(x, (1.0, 2.0, 1.5), window="hann").power)
+    torch.testing.assert_close(found.high_share, high_frequency_energy_ratio(x, (1.0, 2.0, 1.5), window="hann"))
+    for mine, theirs in zip(found.axes, axis_power_spectra(x, (1.0, 2.0, 1.5), window="hann"), strict=True):
+        torch.testing.assert_close(mine.power, theirs.power)

@@ -95,6 +95,30 @@ def test_a_volume_too_large_for_the_memory_is_computed_in_slabs(tiny: KLAutoenco
     torch.testing.assert_close(small.reconstruct(x), tiny.reconstruct(x), atol=1e-5, rtol=1e-4)
 
 
+def test_a_volume_that_does_not_fit_although_it_should_is_computed_in_slabs(
+    tiny: KLAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Free memory is a guess: others may take it in the meantime."""
+    x = volumes(1, (8, 32, 8))
+    expected = tiny.encode(x).mean
+    restored = tiny.decode(expected)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module, "posterior", full)
+    monkeypatch.setattr(tiny.network, "decode", full)
+    torch.testing.assert_close(tiny.encode(x).mean, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tiny.decode(expected), restored, atol=1e-5, rtol=1e-4)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(module, "posterior", broken)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        tiny.encode(x)
+
+
 def test_a_batch_in_chunks_equals_one_by_one(tiny: KLAutoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
     x = volumes(3)
     whole = tiny.encode(x)

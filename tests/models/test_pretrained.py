@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.apps.generation.maisi.networks import diffusion_model_unet_maisi
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
+from monai.networks.schedulers.rectified_flow import RFlowScheduler
 
 from neuromf.conditions import Condition
 from neuromf.errors import UserError
@@ -14,6 +15,7 @@ from neuromf.models.networks import build_network
 from neuromf.models.pretrained import CODES, load_rectified_flow, rectified_flow_settings
 from neuromf.models.unet import sinusoid
 from neuromf.models.warm_start import convert
+from neuromf.sampling.solvers import euler, time_grid
 
 SHAPE = (2, 4, 4, 4)
 SMALL = {"channels": [4, 8], "attention_levels": [False, True], "head_channels": 4, "res_blocks": 1, "norm_groups": 4}
@@ -100,6 +102,31 @@ def test_with_monais_own_embedding_it_agrees_to_its_precision(theirs, file):
     expected = velocity(theirs, z, t, torch.tensor([0, 0]))
     error = ours(file, target())(z, t, t) - expected
     assert error.norm() / expected.norm() < 1e-4
+
+
+def sampled_by_monai(theirs: DiffusionModelUNetMaisi, z: torch.Tensor, codes: torch.Tensor, steps: int) -> torch.Tensor:
+    """NVIDIA's sampling loop, at exact times: the scheduler rounds its own to half precision (966.5 for 966.67)."""
+    scheduler = RFlowScheduler(num_train_timesteps=1000, use_discrete_timesteps=False)
+    scheduler.set_timesteps(steps)
+    exact = 1000 * torch.linspace(1, 0, steps + 1)[:-1]
+    assert (scheduler.timesteps - exact).abs().max() < 1
+    for t in exact:
+        spacing = 100 * torch.tensor([SPACING]).expand(len(z), -1)
+        z, _ = scheduler.step(theirs(z, t.expand(len(z)), class_labels=codes, spacing_tensor=spacing), t, z)
+    return z
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 5, 30])
+@pytest.mark.parametrize("conditioning", ["t", "t+h"])
+def test_monais_scheduler_and_our_euler_sample_the_same(steps, conditioning, theirs, file):
+    eps, codes = torch.randn(3, *SHAPE), torch.tensor([CODES["T1"], CODES["FLAIR"], 0])
+    network = ours(file, target(conditioning=conditioning)).float()
+    label = Condition(torch.tensor([CODES["T1"] - 1, CODES["FLAIR"] - 1, 127]))
+    found = euler(lambda z, r, t: network(z, r, t, label), eps, time_grid(steps))
+    expected = sampled_by_monai(theirs, eps, codes, steps)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    assert (expected - eps).norm() > 0.1 * eps.norm()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from neuromf.errors import UserError
 from neuromf.models.kl_network import KLArchitecture, build_kl_network, posterior
 from neuromf.models.slabs import Slabs
 
@@ -62,12 +63,27 @@ def test_a_slab_that_does_not_fit_is_halved_and_nothing_is_lost(monkeypatch):
     assert refused
 
 
-def test_one_row_that_does_not_fit_is_the_users_to_know(monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_one_row_that_does_not_fit_is_the_users_to_know(monkeypatch, error):
     slabs = Slabs(network("builtin"), CPU, 1)
 
     def full(*_):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(slabs, "_slab", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match="a single row of 2 x 2 voxels does not fit the memory of cpu") as caught:
+        slabs.decode(torch.zeros(1, 8, 2, 2, 2))
+    assert "--device cpu" in caught.value.hint
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    slabs = Slabs(network("builtin"), CPU, 1)
+
+    def broken(*_):
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(slabs, "_slab", broken)
+    with pytest.raises(RuntimeError, match="size mismatch"):
         slabs.decode(torch.zeros(1, 8, 2, 2, 2))

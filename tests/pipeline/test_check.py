@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from neuromf.data.bias_field import BiasCorrection
 from neuromf.data.bids import Selection
 from neuromf.data.preprocessing import Preprocessing
 from neuromf.data.sources import Scan
@@ -16,6 +18,7 @@ from neuromf.errors import UserError
 from neuromf.models.autoencoder import load_autoencoder
 from neuromf.pipeline.check import check, check_scans
 from neuromf.pipeline.check_scan import angles_of, check_scan
+from neuromf.pipeline.cleaning import Cleaning
 from neuromf.pipeline.cohort import read_cohort
 from neuromf.pipeline.encode import encode
 
@@ -172,6 +175,19 @@ def test_the_latents_and_their_disk_are_those_encode_writes(report, bids_tree, t
     written = [path.stat().st_size for path in (tmp_path / "out").glob("*.pt")]
     assert len(written) == 7
     assert np.mean(written) == pytest.approx(report.disk.bytes_each, rel=0.1)
+
+
+@pytest.mark.skipif(find_spec("SimpleITK") is None, reason="SimpleITK is not installed (pip install 'neuromf[prep]')")
+def test_the_field_that_n4_leaves_in_every_latent_is_counted(tmp_path):
+    for n in range(3):
+        write(tmp_path / f"{n}.nii", head(seed=n))
+    cleaning = Cleaning(bias=BiasCorrection(iterations=(2,)))
+    cohort = read_cohort([tmp_path], fractions=(1, 0, 0))
+    disk = check(cohort, tmp_path, preprocessing=SPEC, load=haar, cleaning=cleaning, workers=1).disk
+    how = {"preprocessing": SPEC, "cleaning": cleaning, "fractions": (1, 0, 0)}
+    encode([tmp_path], tmp_path / "out", autoencoder=haar(), **how)
+    written = [path.stat().st_size for path in (tmp_path / "out").glob("*.pt")]
+    assert np.mean(written) == pytest.approx(disk.bytes_each, rel=0.05)
 
 
 def test_a_check_writes_nothing(report, bids_tree, tmp_path):

@@ -22,7 +22,7 @@ from neuromf.pipeline.decode import Decoding, decode
 from neuromf.pipeline.encode import encode
 from neuromf.pipeline.sample import sample
 from neuromf.pipeline.sample_folder import MANIFEST, sample_path, save_sample
-from neuromf.pipeline.volume_folder import read_stored
+from neuromf.pipeline.volume_folder import Dtype, read_stored
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -112,6 +112,89 @@ def test_a_reconstruction_overlays_its_scan(heads: Path, tmp_path: Path) -> None
         np.testing.assert_allclose(back.affine, scan.affine, atol=1e-3)
         assert np.corrcoef(back.array.ravel(), scan.array.ravel())[0, 1] > 0.9999
         assert json.loads((tmp_path / f"back/{path.name[0]}.json").read_text())["Source"]["name"] == path.name
+
+
+# --- back to the scans' own voxels --------------------------------------------------------------------------------
+
+GRID = Preprocessing(size=(16, 16, 20), spacing_mm=14.0)
+
+
+def scanned(folder: Path, name: str, seed: int, affine: np.ndarray) -> Path:
+    """A smooth blob on a dark floor, on the scale of a scanner, with an affine of its own."""
+    centre = np.random.default_rng(seed).uniform(6, 9, (3, 1, 1, 1))
+    distance = ((np.indices((14, 16, 15)) - centre) ** 2).sum(0)
+    folder.mkdir(exist_ok=True)
+    save_volume(folder / f"{name}.nii.gz", (40 + 900 * np.exp(-distance / 18)).astype(np.float32), affine)
+    return folder / f"{name}.nii.gz"
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Three, in other orientations and at other places."""
+    turned = np.diag([0, 0, 0, 1.0])
+    turned[:3, :3] = 14 * np.linalg.qr(np.array([[0, -6, 1], [6, 0, 0.5], [-0.5, -1, 6]]))[0] * [-1, -1, 1]
+    for seed, (name, affine) in enumerate(
+        {"a": np.diag([14.0, 14, 14, 1]), "b": turned, "c": np.diag([-12.0, 13, 15, 1])}.items()
+    ):
+        scanned(tmp_path / "scans", name, seed, affine)
+    return tmp_path / "scans"
+
+
+def encoded(scans: Path, out: Path) -> Path:
+    encode([scans], out, autoencoder=load_autoencoder("haar"), preprocessing=GRID, fractions=(1, 0, 0))
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32", "uint8"])
+def test_all_preprocessing_is_undone_on_request(scans: Path, tmp_path: Path, dtype: Dtype) -> None:
+    out = tmp_path / "back"
+    decode(encoded(scans, tmp_path / "l"), out, Decoding(dtype=dtype, as_scanned=True))
+    for name in "abc":
+        scan, back = (nib.load(folder / f"{name}.nii.gz") for folder in (scans, out))
+        assert back.shape == scan.shape
+        np.testing.assert_allclose(back.affine, scan.affine, atol=1e-5)
+        off = np.abs(back.get_fdata() - scan.get_fdata()).max() / np.ptp(scan.get_fdata())
+        step = {"int16": 1e-3, "float32": 0, "uint8": 1 / 255}[dtype]
+        assert off < step + (0.1 if name == "c" else 1e-5), name  # c alone is resampled
+        low, high = json.loads((out / f"{name}.json").read_text())["IntensityRange"]
+        assert low == pytest.approx(scan.get_fdata().min(), abs=20)
+        assert high == pytest.approx(np.percentile(scan.get_fdata(), 99.5), rel=0.1)
+    assert (out / "montage.png").stat().st_size > 1000
+    assert decode(tmp_path / "l", out, Decoding(dtype=dtype, as_scanned=True)).made == 0
+    with pytest.raises(UserError, match="as_scanned True there, None now"):
+        decode(tmp_path / "l", out, Decoding(dtype=dtype))
+
+
+def test_samples_were_never_scanned(samples: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="never scanned") as caught:
+        decode(samples, tmp_path / "v", Decoding(as_scanned=True))
+    assert "--as-scanned" in caught.value.hint
+    assert not (tmp_path / "v").exists()
+
+
+def test_a_scan_that_was_replaced_is_decoded_anew_and_no_other(scans: Path, tmp_path: Path) -> None:
+    encoded(scans, tmp_path / "l")
+    decode(tmp_path / "l", tmp_path / "back")
+    before = files(tmp_path / "back")
+    scanned(scans, "b", 99, np.diag([14.0, 14, 14, 1]))
+    encoded(scans, tmp_path / "l")
+    assert decode(tmp_path / "l", tmp_path / "back").made == 1
+    after = files(tmp_path / "back")
+    assert {name for name in before if before[name] != after[name]} == {
+        "b.nii.gz", "b.json", "decode_report.json", "montage.png"
+    }  # fmt: skip
+
+
+def test_scans_that_were_cleaned_otherwise_do_not_share_a_folder(scans: Path, tmp_path: Path) -> None:
+    encoded(scans, tmp_path / "l")
+    decode(tmp_path / "l", tmp_path / "back")
+    dataset = json.loads((tmp_path / "l/dataset.json").read_text())
+    write_json(tmp_path / "l/dataset.json", dataset | {"cleaning": {"skull_strip": {"method": "hd-bet"}}})
+    with pytest.raises(UserError, match=r"encoded\.cleaning None there"):
+        decode(tmp_path / "l", tmp_path / "back")
+
+
+# --- many ---------------------------------------------------------------------------------------------------------
 
 
 def test_bits_depend_neither_on_what_is_there_already_nor_on_the_number_of_processes(
@@ -235,6 +318,12 @@ def test_options_of_the_commands_reach_the_volumes(neuromf: Callable[..., Any], 
     decoded = neuromf("decode", "g", "--out", "v", "--dtype", "uint8", "--compression", "0", "--no-montage", "-q")
     assert decoded.exit_code in (0, 4)
     assert files(out / "volumes") == files(tmp_path / "v")
+
+
+def test_the_command_puts_scans_back_where_they_were(neuromf: Callable[..., Any], scans: Path, tmp_path: Path) -> None:
+    encoded(scans, tmp_path / "l")
+    assert neuromf("decode", "l", "--out", "v", "--as-scanned", "--no-montage", "-q").exit_code == 0
+    assert nib.load(tmp_path / "v/b.nii.gz").shape == nib.load(scans / "b.nii.gz").shape == (14, 16, 15)
 
 
 def test_other_processes_than_the_main_one_say_nothing(

@@ -352,3 +352,12 @@ def test_real_crops_encode_by_scan_group(shared_data, tmp_path):
     white = torch.stack(list(LatentDataset(tmp_path / "out")))
     assert white.shape[1:] == (2, 12, 16, 12)
     assert white.mean().abs() < 1e-3
+
+
+def test_a_limit_of_memory_reaches_the_autoencoder(neuromf, scans, tmp_path):
+    for folder, limit in (("free", []), ("limited", ["--memory", "0.01"])):
+        words = ["encode", scans / "s0.nii.gz", scans / "s1.nii.gz", "--size", "32", "--out", folder, "--device", "cpu"]
+        assert neuromf(*words, "--fractions", "1", "0", "0", "--quiet", *limit).exit_code == 0
+    free, limited = (load_latent(tmp_path / folder / "s0.pt")["z"] for folder in ("free", "limited"))
+    assert not torch.equal(free, limited), "the limit was not heard of"
+    torch.testing.assert_close(free, limited, atol=1e-4, rtol=1e-4)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from neuromf.data.latents import LatentStatistics
 from neuromf.errors import UserError
 from neuromf.pipeline.evaluate import GeneratedLatents, evaluate
+from neuromf.pipeline.sharing import Share
 
 SIZE = (16, 20, 16)
 
@@ -76,7 +78,7 @@ def report(folders, tmp_path_factory):
 def test_every_number_is_finite_and_has_its_n(report) -> None:
     content = json.loads(report.json.read_text())
     assert content == report.content
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     assert content["extractors"]["builtin"]["weights_sha256"] == "ab" * 32
     assert content["extractors"]["builtin"]["dimension"] == 2 * 2 * 8
     assert {s: content["sets"][s]["n"] for s in content["sets"]} == {"generated": 8, "real": 12, "train": 10}
@@ -208,7 +210,7 @@ def test_table_and_pictures_are_written_and_no_scratch_is_left(report) -> None:
     names = {"samples.png", "spectrum.png", "intensity.png", "closest_pixels.png", "closest_builtin.png"}
     assert {path.name for path in report.figures} == names
     found = {path.name for path in report.json.parent.iterdir()}
-    assert found == names | {"metrics.json", "metrics.md", ".features"}
+    assert found == names | {"metrics.json", "metrics.md", "volumes.csv", ".features"}
 
 
 def test_the_same_seed_gives_the_same_numbers_at_another_batch_size(report, folders, tmp_path) -> None:
@@ -222,6 +224,90 @@ def test_the_same_seed_gives_the_same_numbers_at_another_batch_size(report, fold
     )
     for name, entry in report.metrics.items():
         assert again.metrics[name]["value"] == pytest.approx(entry["value"], rel=1e-6, abs=1e-9), name
+
+
+def test_metrics_json_has_the_documented_schema(report) -> None:
+    content = report.content
+    assert list(content) == [
+        "format", "schema_version", "neuromf_version", "model", "settings", "grid", "preprocessing", "cleaning", "sets",
+        "autoencoder", "extractors", "metrics", "verdict", "not_computed", "details", "notes",
+    ]  # fmt: skip
+    assert content["format"] == "neuromf-metrics"
+    assert content["model"] == {"name": "generated", "nfe": None, "seconds": None, "citation": None}
+    for described in content["sets"].values():
+        assert set(described) == {"source", "n", "sha256", "intensity_scale", "brought_to_grid", "refused"}
+        assert len(described["sha256"]) == 64
+    for name, entry in content["metrics"].items():
+        assert {"value", "low", "high", "n", "better"} <= set(entry), name
+        assert entry["better"] in ("lower", "higher", "equal"), name
+        assert isinstance(entry["n"], int) or all(isinstance(n, int) for n in entry["n"].values()), name
+        assert ("extractor" in entry) == ("features_preprocessing" in entry), name
+        assert entry.get("per_volume") in (None, "mean", "leave one out"), name
+        assert "values" not in entry, name
+    assert all(isinstance(reason, str) and reason for reason in content["not_computed"].values())
+
+
+def test_values_of_single_volumes_have_the_means_that_are_reported(report) -> None:
+    with (report.json.parent / "volumes.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["set"] for row in rows] == ["generated"] * 8 + ["real"] * 12
+    assert rows[0]["volume"] == "v000.nii.gz"
+    means = {name: entry for name, entry in report.metrics.items() if entry.get("per_volume") == "mean"}
+    assert {"ssim_nearest", "precision_builtin", "recall_builtin", "high_frequency_energy_real"} <= set(means)
+    for name, entry in means.items():
+        values = [float(row[name]) for row in rows if row[name]]
+        assert len(values) in (8, 12)
+        assert np.mean(values) == pytest.approx(entry["value"], rel=1e-6), name
+    without = [float(row["kid_builtin"]) for row in rows]
+    assert len(without) == 20
+    assert min(without) < report.metrics["kid_builtin"]["value"] < max(without)
+
+
+def test_the_spectrum_is_compared_along_each_axis(report, folders, tmp_path) -> None:
+    assert set(report.metrics["spectrum_distance"]["axes"]) == {"left-right", "back-front", "bottom-top"}
+    volumes = _volumes(8, 0)
+    smooth = (volumes + np.roll(volumes, 1, axis=3)) / 2  # along the body's axis alone
+    worse = evaluate(_write(tmp_path / "smooth", smooth), folders["real"], autoencoder=_Pooling(), out=tmp_path / "out")
+    change = {
+        axis: value - report.metrics["spectrum_distance"]["axes"][axis]
+        for axis, value in worse.metrics["spectrum_distance"]["axes"].items()
+    }
+    assert max(change, key=change.get) == "bottom-top"
+
+
+def test_two_processes_share_the_features_and_one_measures(folders, tmp_path, monkeypatch) -> None:
+    alone = evaluate(folders["generated"], folders["real"], autoencoder=_Pooling(), out=tmp_path / "alone")
+
+    class _Counting(_Pooling):
+        def __init__(self) -> None:
+            self.encoded = 0
+
+        def encode(self, volume):
+            self.encoded += len(volume)
+            return super().encode(volume)
+
+    autoencoders = [_Counting(), _Counting()]
+    for rank in (1, 0):
+        share = Share(rank, 2)
+        monkeypatch.setattr("neuromf.pipeline.evaluate.Share.own", lambda share=share: share)
+        report = evaluate(
+            folders["generated"], folders["real"], train=folders["train"], autoencoder=autoencoders[rank],
+            out=tmp_path / "shared",
+        )  # fmt: skip
+        assert bool(report.content) == (rank == 0)
+    assert report.metrics["frechet_builtin"] == alone.metrics["frechet_builtin"]
+    # 8 and 12 volumes as they are and mirrored, 10 of training, in blocks of 4.
+    assert [a.encoded for a in autoencoders] == [2 * 4 + 2 * 8 + 6, 2 * 4 + 2 * 4 + 4]
+
+
+def test_the_real_scans_of_our_own_run_without_its_latents_are_noted(folders, tmp_path) -> None:
+    raw = _write(tmp_path / "raw", _volumes(5, 3, (32, 40, 36)), spacing=1.0, scale=1000)
+    latents = tmp_path / "latents"
+    latents.mkdir()
+    report = evaluate(
+        folders["generated"], raw, autoencoder=_Pooling(), latents=GeneratedLatents(latents, None), out=tmp_path / "out"
+    )
+    assert any("--latents" in note for note in report.content["notes"])
 
 
 def test_worse_volumes_measure_worse(report, folders, tmp_path) -> None:

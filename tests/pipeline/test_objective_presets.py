@@ -21,7 +21,7 @@ SMALL = {
     "mit": ["network.size=null", "network.depth=2", "network.width=24", "network.heads=2", "network.patch=2"],
     "mlp": ["network.width=16", "network.depth=2"],
 }
-PRESETS = sorted(set(config.preset_files()) - {"toy-torus", "toy-volume"})
+PRESETS = sorted(set(config.preset_files()) - {"toy-torus", "toy-volume", "lora-joint", "lora-small"})
 
 
 def small(preset: str, *more: str) -> config.TrainConfig:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from neuromf.data.volumes import Volume
-from neuromf.models.meshnet import LoadedMeshNet, MeshNet, MeshNetLayout
+from neuromf.data.volumes import Volume, load_volume
+from neuromf.models.meshnet import LoadedMeshNet, MeshNet, MeshNetLayout, load_meshnet
 from neuromf.pipeline.segmentation import largest_part, segment
 from neuromf.weights import WeightsFile, find
 
@@ -64,3 +65,34 @@ def test_parts_that_touch_at_a_corner_are_one_and_labels_are_kept() -> None:
     assert largest_part(labels).nonzero()[0].tolist() == [1, 2]
     assert largest_part(labels)[2, 2, 2] == 2
     assert not largest_part(np.zeros((3, 3, 3), dtype=np.uint8)).any()
+
+
+# Of adults (Potvin et al. 2016 and the 20 maps of SynthSeg), in ml; the widest of the two ranges.
+ADULTS = {
+    ("thalamus",): (11.4, 19.6),
+    ("caudate",): (5.0, 9.5),
+    ("putamen",): (7.0, 13.0),
+    ("pallidum",): (3.0, 4.5),
+    ("hippocampus",): (4.0, 10.2),
+    ("amygdala",): (2.8, 4.5),
+    ("brain stem",): (18, 26),
+    ("lateral ventricle", "inferior lateral ventricle"): (8, 91),
+    ("cerebellar white matter", "cerebellar cortex"): (115, 165),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.gate("P5-T4")
+@pytest.mark.parametrize("head", ["t1_crop", "chris_t1"])
+def test_whole_heads_have_the_volumes_that_others_measured_and_that_adults_have(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    monkeypatch.setenv("NEUROMF_WEIGHTS", str(shared_data / "weights"))
+    found = segment(load_volume(shared_data / f"wholebrain/{head}.nii.gz"), load_meshnet("meshnet-18")).volumes_ml
+    with (shared_data / "weights/reference/expected_volumes_ml.csv").open() as handle:
+        rows = [row for row in csv.DictReader(handle) if row["class"]]
+    expected = {row["name"]: float(row[f"{head} 30ch"]) for row in rows}
+    for (name, value), theirs in zip(found.items(), expected.values(), strict=True):
+        assert value == pytest.approx(theirs, rel=0.02, abs=0.1), name
+    for names, (low, high) in ADULTS.items():
+        assert low <= sum(found[name] for name in names) <= high, names

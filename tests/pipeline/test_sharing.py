@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from neuromf.errors import UserError
-from neuromf.pipeline.sharing import Share, claim, value_at, wait_for
+from neuromf.pipeline.sharing import Arrivals, Share, claim, value_at, wait_for
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -54,6 +56,26 @@ def test_waiting_ends_when_all_is_there_and_gives_up_when_nothing_comes(monkeypa
     for slowest_s, patience in ((0, r"0\.01"), (0.004, r"0\.02")):
         with pytest.raises(UserError, match=rf"2 samples of other .* none came for {patience} s"):
             wait_for(range(3), lambda i: i == 1, "samples", slowest_s=slowest_s)
+
+
+def test_what_comes_while_waiting_is_taken_for_whole_and_what_was_there_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuromf.pipeline.sharing._POLL_S", 0.001)
+    monkeypatch.setattr("neuromf.pipeline.sharing.PATIENCE_S", 0.01)
+    read: list[int] = []
+    path = lambda number: tmp_path / str(number)
+    for number in (0, 1):
+        path(number).write_text("x")
+    os.utime(path(0), (1, 1))
+    arrivals = Arrivals(path, lambda number: read.append(number) or True)  # type: ignore[func-returns-value]
+    os.utime(path(1), (2**32, 2**32))
+    arrivals.wait(range(2), "samples")
+    assert read == [0]
+    with arrivals.block():
+        time.sleep(0.02)
+    with pytest.raises(UserError, match=r"1 samples of other .* none came for 0\.[1-9]"):
+        arrivals.wait(range(3), "samples")
 
 
 def test_values_are_found_by_dotted_names() -> None:

@@ -87,7 +87,7 @@ def test_pictures_are_written_and_named_png(tmp_path) -> None:
 
 def test_curves_take_a_logarithmic_axis_where_it_shows_more(tmp_path, monkeypatch) -> None:
     drawn = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     values = {"wide": [1, 100], "narrow": [1, 2], "negative": [-1, 100], "none": [], "not asked": [1, 100]}
     panels = {title: {"a": (range(len(y)), y), "b": (range(len(y)), y)} for title, y in values.items()}
     curves(panels, tmp_path / "c.png", log_y=["wide", "narrow", "negative", "none"], levels={"narrow": 1.5})

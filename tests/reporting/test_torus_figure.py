@@ -17,6 +17,7 @@ def draw(path, points, truth, angles=None):
     torus_figure(
         path, losses=LOSSES, angles=angles, distance=np.full(len(angles), 0.03), points=points, truth=truth, heading="x"
     )
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     return imread(path)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neuromf.errors import UserError
-from neuromf.files import read_json
+from neuromf.files import read_json, write_json
 from neuromf.training import checkpoint
 from neuromf.training.checkpoint import Best, Checkpoint
 
@@ -46,6 +46,13 @@ def test_what_is_saved_is_loaded(tmp_path):
     ):
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_it_says_whose_latents_the_weights_belong_to(tmp_path):
+    said = lambda update: read_json(checkpoint.save(tmp_path, at(update), keep=2) / "checkpoint.json")
+    assert said(1)["autoencoder_sha256"] is None
+    write_json(tmp_path / "data.json", {"autoencoder": {"name": "haar", "sha256": "a" * 64}})
+    assert said(2)["autoencoder_sha256"] == "a" * 64
 
 
 def test_only_the_newest_are_kept(tmp_path):

@@ -12,7 +12,8 @@ from neuromf.errors import UserError
 from neuromf.files import write_text
 from neuromf.pipeline.ablation.cells import Cell, Run, cells_of, data_of, folder_of, runs_of
 from neuromf.pipeline.ablation.plan import AblationPlan, read_plan
-from neuromf.pipeline.ablation.stages import Place, Stage, digest_of, failure_of, stage_names, stages_of
+from neuromf.pipeline.ablation.stage_logs import failure_of
+from neuromf.pipeline.ablation.stages import Place, Stage, digest_of, stage_names, stages_of
 from neuromf.pipeline.run_folder import RESULT_FILE, describe_data
 
 PLAN_FILE = "plan.yaml"
@@ -42,7 +43,7 @@ class Ablation:
         if evaluate.finished():
             return "finished"
         for stage in (train, sample, evaluate):
-            if not stage.finished() and failure_of(stage, self.place) is not None:
+            if not stage.finished() and failure_of(stage.name, self.place.logs) is not None:
                 return f"failed: {stage.name.rsplit('.', 1)[-1]}"
         if train.finished():
             return "sampled" if sample.finished() else "trained"

@@ -8,14 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from neuromf.errors import EXIT_RESUME, Interrupted, UserError
-from neuromf.files import write_json
-from neuromf.pipeline.ablation.stages import Failure, Place, Stage, command_line, failure_file, failure_of
+from neuromf.pipeline.ablation.stage_logs import (
+    Failure,
+    begin_log,
+    failed,
+    failure_of,
+    forget_failure,
+    note_failure,
+    stage_environment,
+)
+from neuromf.pipeline.ablation.stages import Place, Stage
 from neuromf.training.interrupts import StopRequest
 
 try:
@@ -24,7 +32,6 @@ except ImportError:  # where there are no such locks
     fcntl = None  # type: ignore[assignment]
 
 COMMAND = (sys.executable, "-m", "neuromf_cli")
-TAIL_LINES = 12
 PATIENCE_S = 120.0
 """How long a stage may take to save itself once it is asked to stop."""
 _POLL_S = 0.1
@@ -72,7 +79,7 @@ def launch(
     with StopRequest(patient=True) as request:
         if retry:
             for stage in stages:
-                failure_file(stage, place).unlink(missing_ok=True)
+                forget_failure(stage.name, place.logs)
         queue = _Queue(stages, place)
         going: list[_Going] = []
         try:
@@ -101,7 +108,7 @@ class _Queue:
     def __init__(self, stages: Sequence[Stage], place: Place) -> None:
         self.stages = {stage.name: stage for stage in stages}
         self.done = {stage.name for stage in stages if stage.finished()}
-        notes = {s.name: failure_of(s, place) for s in stages if s.name not in self.done}
+        notes = {s.name: failure_of(s.name, place.logs) for s in stages if s.name not in self.done}
         self.failures = {name: failure for name, failure in notes.items() if failure is not None}
         self._begun: set[str] = set()
 
@@ -129,27 +136,18 @@ class _Queue:
 
 
 def _start(stage: Stage, place: Place, jobs: int, lock: int, command: Sequence[str]) -> _Going:
-    place.logs.mkdir(parents=True, exist_ok=True)
-    log = (place.logs / f"{stage.name}.log").open("ab")
-    log.write(f"$ {command_line(stage)}\n".encode())
-    log.flush()
+    log = begin_log(stage.name, stage.words, place.logs)
     process = subprocess.Popen(
         [*command, *stage.words],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=_environment(os.environ, jobs),
+        env=stage_environment(os.environ, share=jobs),
         start_new_session=True,  # the terminal's Ctrl-C reaches us alone, and is passed on once
         pass_fds=(lock,),  # while it lives, no other launcher works here, even if this one is killed
         preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
     return _Going(stage, process, log)
-
-
-def _environment(present: Mapping[str, str], jobs: int) -> dict[str, str]:
-    """A share of the cores for each stage, unless the user says otherwise."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, cores // jobs)), "PYTHONUNBUFFERED": "1", **present}
 
 
 def _die_with_parent() -> None:
@@ -161,14 +159,14 @@ def _ended(one: _Going, place: Place, message: Message) -> Failure | None:
     """How a stage ended: well if its last file is there; else what is known of its failure, noted for later calls."""
     code, name = one.process.wait(), one.stage.name
     one.log.close()
-    log = place.logs / f"{name}.log"
+    failure = failed(name, code, place.logs)
     if one.stage.finished():  # 4 means remarks, and the log has them
-        message(f"{name}: finished" + ("" if code == 0 else f" with remarks, see {log}"))
+        message(f"{name}: finished" + ("" if code == 0 else f" with remarks, see {failure.log}"))
         return None
-    reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    failure = Failure(name, reason if code != EXIT_RESUME else "stopped from outside", str(log), _tail(log))
-    if code != EXIT_RESUME:  # that one goes on without being asked
-        write_json(failure_file(one.stage, place), failure._asdict())
+    if code == EXIT_RESUME:  # goes on without being asked
+        failure = failure._replace(reason="stopped from outside")
+    else:
+        note_failure(failure, place.logs)
     message(f"warning: {name}: failed, {failure.reason}")
     return failure
 
@@ -185,12 +183,6 @@ def _stop(going: Sequence[_Going]) -> None:
             one.process.kill()
             one.process.wait()
         one.log.close()
-
-
-def _tail(log: Path) -> str:
-    """The last lines that a stage said in its latest call."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    return "\n".join(text[text.rfind("\n$ neuromf ") + 1 :].splitlines()[-TAIL_LINES:])
 
 
 @contextmanager

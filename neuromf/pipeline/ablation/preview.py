@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuromf.errors import UserError
 from neuromf.files import read_json
 from neuromf.pipeline.ablation.cells import folder_of
 from neuromf.pipeline.ablation.folder import Ablation, described
-from neuromf.pipeline.ablation.stages import failure_of
+from neuromf.pipeline.ablation.job_notes import tasks_of
+from neuromf.pipeline.ablation.stage_logs import failure_of
+from neuromf.pipeline.ablation.stages import stage_names
 from neuromf.pipeline.plan import Plan, plan_run
 from neuromf.pipeline.run_folder import RESULT_FILE
 from neuromf.reporting.tables import markdown_table
@@ -86,17 +89,37 @@ def _cost(plan: Plan) -> dict[str, Any]:
 
 
 def status(ablation: Ablation) -> dict[str, Any]:
-    """The state of every cell, counted and one by one, and what failed."""
-    rows = [{"cell": cell.name, "state": ablation.state(cell), "run": cell.run.name} for cell in ablation.cells]
-    failures = [
-        found for stage in ablation.stages if not stage.finished() and (found := failure_of(stage, ablation.place))
+    """The state of every cell, counted and one by one, and what failed; where jobs were submitted, what SLURM says."""
+    queue = _queue(ablation)
+    rows = [
+        {"cell": cell.name, "state": ablation.state(cell), **queue.get(cell.name, {}), "run": cell.run.name}
+        for cell in ablation.cells
     ]
+    logs = ablation.place.logs
+    failures = [found for stage in ablation.stages if not stage.finished() and (found := failure_of(stage.name, logs))]
     return {
         "out": str(ablation.place.out),
         "counts": count(row["state"] for row in rows),
         "cells": rows,
         "failures": [failure._asdict() for failure in failures],
     }
+
+
+def _queue(ablation: Ablation) -> dict[str, dict[str, str]]:
+    """By cell, what the queue says of the first of its stages that is to do; empty where nothing was submitted."""
+    try:
+        tasks = tasks_of(ablation.stages, ablation.place.logs)
+    except UserError as error:  # the files say enough to go on
+        return {cell.name: {"queue": f"unknown: {error.message}"} for cell in ablation.cells}
+    if not tasks:
+        return {}
+    by_name = {stage.name: stage for stage in ablation.stages}
+    said = {name: str(task or "not in the queue") for name, task in tasks.items()}
+    first = {
+        cell.name: next((name for name in stage_names(cell) if not by_name[name].finished()), "")
+        for cell in ablation.cells
+    }
+    return {cell: {"queue": said.get(stage, "")} for cell, stage in first.items()}
 
 
 def count(states: Iterable[str]) -> dict[str, int]:

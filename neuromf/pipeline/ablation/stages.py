@@ -5,7 +5,6 @@ Nothing else is remembered of a finished stage, so a launcher may be killed at a
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,15 +38,6 @@ class Stage:
     words: tuple[str, ...]
     needs: tuple[str, ...]
     finished: Callable[[], bool]
-
-
-class Failure(NamedTuple):
-    """A stage that failed: how, its log, and the end of it."""
-
-    stage: str
-    reason: str
-    log: str
-    tail: str
 
 
 class Place(NamedTuple):
@@ -189,21 +179,3 @@ def _value(file: Path, key: str) -> Any:
         return read_json(file).get(key)
     except (UserError, AttributeError):
         return None
-
-
-def command_line(stage: Stage) -> str:
-    """A stage as a person would type it."""
-    return shlex.join(["neuromf", *stage.words])
-
-
-def failure_of(stage: Stage, place: Place) -> Failure | None:
-    """What ended a stage in an earlier call; None if it did not fail."""
-    try:
-        return Failure(**read_json(failure_file(stage, place)))
-    except (UserError, TypeError):
-        return None
-
-
-def failure_file(stage: Stage, place: Place) -> Path:
-    """Where it is noted that a stage failed."""
-    return place.logs / f"{stage.name}.failed.json"

@@ -24,13 +24,17 @@ def stop(*_: object) -> None:
     sys.exit(75)
 
 
-signal.signal(signal.SIGTERM, stop)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, stop)
 with Path(os.environ["STAND_IN_CALLS"]).open("a") as calls:
     calls.write(f"{verb} {' '.join(f'{key}={value}' for key, value in settings.items())}".strip() + "\n")
 if verb == "train" and os.environ.get("STAND_IN_FAILS", "never") in words:
     print("before the last lines")
     print("error: the loss is not finite")
     sys.exit(3)
+if verb == "train" and os.environ.get("STAND_IN_STOPS", "never") in words and not (out / "saved").exists():
+    write(out / "saved", "half of it")
+    stop()
 if verb == "train":
     time.sleep(float(os.environ.get("STAND_IN_SECONDS", "0")))
     write(out / "settings.json", settings)
