@@ -141,13 +141,13 @@ def test_samples_of_an_absent_autoencoder_are_kept_without_their_volumes(tmp_pat
 
 
 @pytest.mark.parametrize(("epoch_s", "expected"), [(1.0, 100), (10.0, 100), (0.01, 3)])
-def test_every_epoch_is_drawn_unless_that_takes_a_twentieth_of_the_time(
+def test_every_epoch_is_drawn_unless_that_takes_a_fiftieth_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch_s: float, expected: int
 ) -> None:
     now, drawn = [0.0], []
 
     def draw(summaries: list[dict[str, Any]], path: Path) -> None:
-        now[0] += 0.02
+        now[0] += 0.008
         drawn.append(len(summaries))
 
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])

@@ -85,8 +85,14 @@ class Cluster:
         more |= {"time": self.time} if self.time else {}
         more |= {"mem": f"{round(self.memory_gib * 1024)}M"} if self.memory_gib else {}
         known = {key: value for key, value in asked.items() if value is not None}
-        known["time"] = None  # else submitit asks for five minutes
-        return {**known, "setup": _BEFORE, "teardown": _AFTER, "additional_parameters": {**more, **self.more}}
+        # Without a word on time submitit would ask for five minutes.
+        return {
+            **known,
+            "time": None,
+            "setup": _BEFORE,
+            "teardown": _AFTER,
+            "additional_parameters": {**more, **self.more},
+        }
 
 
 class Submission(NamedTuple):
