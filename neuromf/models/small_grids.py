@@ -50,7 +50,9 @@ def _taps(n: int) -> Tensor:
     """Which of the 27 taps leads from an input cell to an output cell, (n^3 x n^3,), input cells first."""
     cells = list(itertools.product(range(n), repeat=3))
     pairs = itertools.product(cells, cells)
-    return torch.tensor([_tap([i - o + 1 for i, o in zip(inner, outer, strict=True)]) for inner, outer in pairs])
+    # What is first asked for while sampling is used in training, too.
+    with torch.inference_mode(False):
+        return torch.tensor([_tap([i - o + 1 for i, o in zip(inner, outer, strict=True)]) for inner, outer in pairs])
 
 
 def _tap(offset: list[int]) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from neuromf.models import small_grids
 from neuromf.models.small_grids import SmallGridConv3d, for_small_grids
 
 
@@ -40,3 +41,13 @@ def test_strided_grouped_and_pointwise_convolutions_are_left_alone() -> None:
     )
     for_small_grids(parts)
     assert {type(part) for part in parts} == {nn.Conv3d}
+
+
+def test_a_network_that_sampled_first_can_be_trained() -> None:
+    small_grids._taps.cache_clear()
+    layer = SmallGridConv3d(2, 2, 3, padding=1)
+    x = torch.randn(small_grids._ENOUGH, 2, 2, 2, 2)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
